@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ THINK_END = "</think>"
 _PROBE: dict[str, Any] = {"name": "probe_7f3", "description": "", "parameters": {"type": "object", "properties": {}}}
 
 # templates that print today's date would give another prompt tomorrow; this is the date Llama 3 templates fall back to
-_DATE = datetime.datetime(2024, 7, 26)
+_DATE = datetime.date(2024, 7, 26)
+_TODAY = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class RawEncoding:
@@ -73,7 +75,9 @@ class TemplateEncoding(RawEncoding):
         self.think_end_id = tokenizer.token_id(THINK_END)
         # what a template can do is what changes its rendering: the words alone may stand in a text or a comment
         self._switches = [
-            name for name in ("enable_thinking", "thinking") if self._probe(None, **{name: True}) != self._probe(None)
+            name
+            for name in ("enable_thinking", "thinking")
+            if self._probe(None, **{name: True}) != self._probe(None, **{name: False})
         ]
         self._takes_tools = _PROBE["name"] in self._probe(tools=[{"type": "function", "function": _PROBE}])
         self.has_thinking_switch = self.think_end_id is not None and bool(self._switches)
@@ -120,13 +124,14 @@ class TemplateEncoding(RawEncoding):
         )
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[Tool] | None, **switches: bool) -> str:
+        source = self._tokenizer.source
         try:
-            text = self._tokenizer.source.apply_chat_template(
+            text = source.apply_chat_template(
                 [_with_argument_objects(message) for message in messages],
                 tools=[dict(tool) for tool in tools] if tools else None,
+                chat_template=_TODAY.sub(_fixed_date, source.get_chat_template(tools=tools)),
                 tokenize=False,
                 add_generation_prompt=True,
-                strftime_now=_DATE.strftime,
                 **switches,
             )
         except Exception as error:
@@ -175,6 +180,10 @@ def _reply(
 def _bare(thought: str) -> str:
     """A thought without the marker that the model itself opened it with, and without the line breaks around it."""
     return thought.lstrip().removeprefix(THINK).strip("\n")
+
+
+def _fixed_date(call: re.Match[str]) -> str:
+    return json.dumps(_DATE.strftime(call[2]))
 
 
 def _with_argument_objects(message: Mapping[str, Any]) -> dict[str, Any]:

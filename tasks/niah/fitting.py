@@ -7,7 +7,7 @@ from tasks.niah.puzzle import Haystack
 
 _CHARS_PER_TOKEN = 4  # a first guess, replaced by what the model's tokenizer shows
 _PILOT_SHARE = 1 / 16  # of the length, to learn the real ratio cheaply
-_MAX_CHARS_PER_TOKEN = 200  # beyond this the counter does not count
+_MAX_CHARS_PER_TOKEN = 40  # beyond this the counter does not count
 _PATIENCE = 8  # interpolations before plain halving
 
 
@@ -29,10 +29,10 @@ def largest_fit(haystack: Haystack, tokens: Callable[[int], int], limit: int) ->
         guess = max(haystack.within(haystack.chars(low) + int(budget * chars_per_token)), low + 1)
         if high is not None:
             guess = min(guess, high - 1) if num_counts <= _PATIENCE else (low + high) // 2
-        if haystack.chars(guess) > _MAX_CHARS_PER_TOKEN * limit:
+        if haystack.chars(low) > _MAX_CHARS_PER_TOKEN * limit:
             raise TaskError(
                 f"niah: {low_tokens} tokens counted for {haystack.chars(low)} characters of haystack, "
-                "expected a token at least every 200 characters; check the tokenizer"
+                f"expected one at least every {_MAX_CHARS_PER_TOKEN}; check the tokenizer"
             )
         counted = tokens(guess)
         num_counts += 1
@@ -47,4 +47,5 @@ def largest_fit(haystack: Haystack, tokens: Callable[[int], int], limit: int) ->
 
 
 def _slope(haystack: Haystack, low: int, high: int, low_tokens: int, high_tokens: int) -> float:
-    return (haystack.chars(high) - haystack.chars(low)) / max(1, high_tokens - low_tokens)
+    slope = (haystack.chars(high) - haystack.chars(low)) / max(1, high_tokens - low_tokens)
+    return min(slope, _MAX_CHARS_PER_TOKEN)

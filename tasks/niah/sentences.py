@@ -71,7 +71,7 @@ _DID = (
     "borrowed", "bought", "brought", "carried", "cleaned", "drew", "forgot", "found", "hid", "kept", "lost", "mended",
     "noticed", "painted", "returned", "sold", "wanted", "washed",
 )  # fmt: skip
-_WHICH = ("blue", "broken", "empty", "heavy", "little", "new", "round", "rusty", "silver", "warm", "wet", "wooden")
+_WHICH = ("blue", "broken", "dusty", "heavy", "little", "new", "round", "rusty", "silver", "warm", "wet", "wooden")
 _WHAT = (
     "basket", "bell", "blanket", "boat", "book", "box", "chair", "clock", "coat", "cup", "door", "kettle", "key",
     "ladder", "lamp", "letter", "map", "mirror", "net", "piano", "rope", "saddle", "table", "wheel",

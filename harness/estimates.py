@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # a relative spread below this is rounding, not spread
 FEW = 100  # below this many independent 0/1 scores the normal approximation is not used
 
 
@@ -42,12 +43,15 @@ def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashabl
     """Standard error of the mean when values of one cluster move together; None with fewer than two clusters.
 
     sqrt(C / (C - 1) * sum over clusters of (sum of deviations in it)^2) / n. With one value a cluster (or clusters
-    None) this is sd / sqrt(n). Source: Miller 2024, appendix A, with the finite-sample factor C / (C - 1).
+    None) this is sd / sqrt(n). Exactly 0 where clusters differ by rounding only.
+    Source: Miller 2024, appendix A, with the finite-sample factor C / (C - 1).
     """
     sums = cluster_sums(values, clusters, mean(values))
     count = len(sums)
     if count < 2:
         return None
+    if max(map(abs, sums.values())) <= ROUNDING * max(map(abs, values)):
+        return 0.0
     return math.sqrt(count / (count - 1) * math.fsum(total * total for total in sums.values())) / len(values)
 
 

@@ -12,7 +12,7 @@ from harness.records import SampleScore
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One document under one variant. samples: its answered repeats in order; failed: repeats that ended in an error."""
+    """One document of one variant. samples: its answered repeats in order. failed: repeats that ended in an error."""
 
     doc_id: str
     cluster: str
@@ -49,6 +49,18 @@ def questions(scores: Iterable[SampleScore]) -> list[Question]:
         if score.error is None and score.headline not in score.metrics:
             raise HarnessError(f"{where}: no {score.headline} among the metrics {sorted(score.metrics)}")
     return [_question(doc_id, [repeats[index] for index in sorted(repeats)]) for doc_id, repeats in by_doc.items()]
+
+
+def headlines(scores: Iterable[SampleScore]) -> dict[str, str]:
+    """The headline metric of each task; HarnessError where a task has two."""
+    found: dict[str, str] = {}
+    for score in scores:
+        if found.setdefault(score.task, score.headline) != score.headline:
+            raise HarnessError(
+                f"{score.task}: headline metric {found[score.task]} in one place and {score.headline} in another; "
+                "score all samples with one version of the task (dsa-eval rescore)"
+            )
+    return found
 
 
 def _question(doc_id: str, scores: Sequence[SampleScore]) -> Question:

@@ -93,16 +93,14 @@ def _groups(columns: Sequence[Sequence[Any]], active: Any) -> Iterator[tuple[tup
     """(key values, places among the active rows) for every distinct key, in sorted order; millions of rows are fine."""
     import numpy as np
 
-    names, codes = zip(*(np.unique(np.asarray(column)[active], return_inverse=True) for column in columns), strict=True)
     if not active.any():
         return
-    shape = tuple(len(values) for values in names)
-    flat = np.ravel_multi_index(codes, shape)
+    coded: list[tuple[Any, Any]] = [np.unique(np.asarray(column)[active], return_inverse=True) for column in columns]
+    flat = np.ravel_multi_index([codes for _, codes in coded], [len(values) for values, _ in coded])
     order = np.argsort(flat, kind="stable")
     starts = np.flatnonzero(np.diff(flat[order])) + 1
     for members in np.split(order, starts):
-        places = np.unravel_index(flat[members[0]], shape)
-        yield tuple(values[place].item() for values, place in zip(names, places, strict=True)), members
+        yield tuple(values[codes[members[0]]].item() for values, codes in coded), members
 
 
 def over_layers(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from harness import recall
 from harness.estimates import Estimate, estimate, majority, mean, pass_at_k, powers_of_two
-from harness.questions import Question, questions
+from harness.questions import Question, headlines, questions
 from harness.records import SampleScore
 
 SCHEMA = 1
@@ -34,23 +34,20 @@ def results(
     Raises HarnessError where `questions` or `recall.aggregate` do.
     """
     by_cell: dict[tuple[str, str], list[SampleScore]] = {}
-    headlines: dict[str, str] = {}
+    named = headlines(scores)
     for score in scores:
         by_cell.setdefault((score.variant, score.task), []).append(score)
-        headlines.setdefault(score.task, score.headline)
     cells: list[dict[str, Any]] = []
     recall_rows: list[dict[str, Any]] = []
     recall_coverage: list[dict[str, Any]] = []
     active_shares: list[dict[str, Any]] = []
     for variant in variants:
         for task in tasks:
-            if task not in headlines:
+            if task not in named:
                 continue
             members = by_cell.get((variant, task), [])
             head = {"variant": variant, "task": task}
-            cells.extend(
-                {**head, **cell, "limit_lowered": task in lowered} for cell in _cells(members, headlines[task])
-            )
+            cells.extend({**head, **cell, "limit_lowered": task in lowered} for cell in _cells(members, named[task]))
             expected = None if probed is None else variant in probed
             recall_rows.extend(recall.aggregate(members, expected))
             if (covered := recall.coverage(members, expected)) is not None:
@@ -85,7 +82,7 @@ def by_group(asked: Sequence[Question]) -> Iterator[tuple[dict[str, Any], list[Q
     """
     yield {}, list(asked)
     fields = sorted({field for question in asked for field in question.group})
-    keys = [(field,) for field in fields]
+    keys: list[tuple[str, ...]] = [(field,) for field in fields]
     if set(NEEDLE_CELL) <= set(fields):
         keys.append(NEEDLE_CELL)
     for key in keys:
@@ -127,7 +124,7 @@ def _counts(asked: Sequence[Question]) -> dict[str, Any]:
 def _estimates(asked: Sequence[Question], headline: str, needle_cell: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """(metric, its summary): the headline first, then the other metrics by name, then pass@k and maj@n of repeats."""
     others = {metric for question in asked for sample in question.samples for metric in sample.metrics}
-    repeats = max((len(question.samples) for question in asked), default=0)
+    repeats = max((len(question.samples) + question.failed for question in asked), default=0)
     for metric in (headline, *sorted(others - {headline})):
         averages = [(question.cluster, value) for question in asked if (value := question.average(metric)) is not None]
         yield metric, _summary(averages, repeats, needle_cell)

@@ -7,12 +7,14 @@ prompts must be the same, by hash. Whole-task rows are one family for Holm's cor
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.adjust import benjamini_hochberg, holm
 from harness.errors import HarnessError
-from harness.estimates import geometric_ratio, mean
-from harness.paired import Paired, paired, pooled
+from harness.estimates import ALPHA, geometric_ratio, mean
+from harness.paired import Paired, paired, poolable, pooled
+from harness.pairing import Pair, losses, pairs_of, refuse_other_data, unpaired
 from harness.questions import Question, headlines, questions
 from harness.recall_link import recall_link
 from harness.records import SampleScore
@@ -21,7 +23,6 @@ from harness.verdict import sentence
 
 SCHEMA = 1
 POOLED = "pooled"
-Pair = tuple[Question, Question]
 
 
 def compare(
@@ -31,21 +32,20 @@ def compare(
     margins: Mapping[str, float],
     variants: Sequence[str],
     tasks: Sequence[str],
-    alpha: float = 0.05,
 ) -> dict[str, Any]:
     """The whole comparison.json.
 
     Args:
         scores: scored samples of all variants; those of tasks or variants not named are left out.
-        baseline: the variant that the others are held against; variants, tasks: names in table order.
+        baseline: the variant that the others are held against. variants, tasks: names in table order.
         margins: largest difference that does not matter, 0..1, by task; "default" for the rest, "pooled" for the pool.
 
     Raises HarnessError where the baseline or a margin is missing, or variants saw other documents or prompts.
     """
     if baseline not in variants:
         raise HarnessError(f"compare: baseline {baseline} is not among the variants {', '.join(variants)}")
-    named = headlines(scores)
-    tasks = [task for task in tasks if task in named]
+    metrics = headlines(scores)
+    tasks = [task for task in tasks if task in metrics]
     by_cell: dict[tuple[str, str], list[SampleScore]] = {}
     for score in scores:
         by_cell.setdefault((score.variant, score.task), []).append(score)
@@ -55,43 +55,37 @@ def compare(
         for task in tasks
     }
     others = [variant for variant in variants if variant != baseline]
-    _refuse_other_data(asked, others, baseline, tasks)
+    refuse_other_data(asked, others, baseline, tasks)
 
     rows: list[dict[str, Any]] = []
-    exploration: list[dict[str, Any]] = []
+    by_field: list[dict[str, Any]] = []
+    found: dict[str, list[tuple[str, Paired]]] = {variant: [] for variant in others}
     for variant in others:
-        found: list[tuple[str, Paired]] = []
         for task in tasks:
             ours, theirs = asked[variant, task], asked[baseline, task]
-            pairs = [(ours[doc], theirs[doc]) for doc in sorted(ours.keys() & theirs.keys())]
-            pairs = [(mine, other) for mine, other in pairs if mine.samples and other.samples]
-            unpaired = _unpaired(ours, theirs, variant, baseline)
-            base = {"variant": variant, "baseline": baseline, "task": task, "metric": named[task]}
-            margin = margin_of(margins, task)
-            whole = _compared(pairs, named[task], margin, alpha)
-            found.append((task, whole))
+            pairs, margin = pairs_of(ours, theirs), margin_of(margins, task)
+            head = {"variant": variant, "baseline": baseline, "task": task, "metric": metrics[task]}
+            whole = _compared(pairs, metrics[task], margin)
+            found[variant].append((task, whole))
             rows.append(
-                base
-                | _row(whole, variant, baseline, task, len(unpaired))
-                | {"group": {}, "tokens": _tokens(pairs), "unpaired": unpaired}
-                | _losses(ours, theirs)
+                head
+                | {"group": {}, "result": whole, "where": task, "tokens": _tokens(pairs)}
+                | {"unpaired": unpaired(ours, theirs, variant, baseline), **losses(ours, theirs)}
             )
             for group, part in _parts(pairs):
-                part_result = _compared(part, named[task], margin, alpha)
                 where = f"{task} ({', '.join(f'{field} {value}' for field, value in group.items())})"
-                exploration.append(
-                    base | _row(part_result, variant, baseline, where) | {"group": group, "tokens": _tokens(part)}
-                )
-        rows.extend(_pooled_row(found, variant, baseline, margins, alpha))
-    _adjust([row for row in rows if row["task"] != POOLED], "holm_p", holm)
-    _adjust(exploration, "q", benjamini_hochberg)
+                result = _compared(part, metrics[task], margin)
+                by_field.append(head | {"group": group, "result": result, "where": where, "tokens": _tokens(part)})
+    finished = _finished(rows, "holm_p", holm)
+    for variant in others:
+        finished.extend(_pooled_rows(found[variant], variant, baseline, margins))
     return {
         "schema": SCHEMA,
         "baseline": baseline,
-        "alpha": alpha,
-        "rows": rows,
-        "by_group": exploration,
-        "disagreements": _disagreements(asked, variants, tasks, named),
+        "alpha": ALPHA,
+        "rows": finished,
+        "by_group": _finished(by_field, "q", benjamini_hochberg),
+        "disagreements": _disagreements(asked, variants, tasks, metrics),
         "recall_link": [
             line for variant in variants for task in tasks for line in recall_link(by_cell.get((variant, task), []))
         ],
@@ -108,101 +102,35 @@ def margin_of(margins: Mapping[str, float], task: str) -> float:
     return margin
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values in the order given (Holm 1979): i-th smallest of m times m - i + 1, never falling."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, least = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = least
-    return adjusted
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """q-values in the order given (Benjamini and Hochberg 1995): i-th smallest of m times m / i, never rising above."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__, reverse=True)
-    adjusted, most = [0.0] * len(p_values), 1.0
-    for place, rank in zip(order, range(len(p_values), 0, -1), strict=True):
-        most = min(most, len(p_values) / rank * p_values[place])
-        adjusted[place] = most
-    return adjusted
-
-
-def _adjust(rows: Sequence[dict[str, Any]], field: str, rule: Any) -> None:
-    tested = [row for row in rows if row["p"] is not None]
-    for row in rows:
-        row[field] = None
-    for row, value in zip(tested, rule([row["p"] for row in tested]), strict=True):
-        row[field] = value
-
-
-def _refuse_other_data(
-    asked: Mapping[tuple[str, str], Mapping[str, Question]], others: Sequence[str], baseline: str, tasks: Sequence[str]
-) -> None:
-    for variant in others:
-        for task in tasks:
-            ours, theirs = asked[variant, task], asked[baseline, task]
-            shared = [doc for doc in sorted(ours.keys() & theirs.keys()) if ours[doc].samples and theirs[doc].samples]
-            differing = [(doc, what) for doc in shared if (what := _differing(ours[doc], theirs[doc]))]
-            if differing:
-                doc, what = differing[0]
-                raise HarnessError(
-                    f"compare: {task}: {len(differing)} of {len(shared)} documents differ between {variant} and "
-                    f"{baseline} (first: doc {doc}, its {what}); answers to other questions cannot be paired, so run "
-                    "both variants on the same data and prompts"
-                )
-
-
-def _differing(ours: Question, theirs: Question) -> str:
-    mine, other = ours.samples[0], theirs.samples[0]
-    return " and ".join(
-        f"{what} hash {a} against {b}"
-        for what, a, b in (
-            ("document", mine.doc_hash, other.doc_hash),
-            ("prompt", mine.prompt_hash, other.prompt_hash),
-        )
-        if a != b
-    )
-
-
-def _unpaired(
-    ours: Mapping[str, Question], theirs: Mapping[str, Question], variant: str, baseline: str
-) -> list[dict[str, str]]:
-    """Documents that cannot be paired, with who lacks an answer and why; one entry a document and side."""
-    return [
-        {"doc_id": doc, "variant": name, "reason": "error" if doc in side else "missing"}
-        for doc in sorted(ours.keys() | theirs.keys())
-        for name, side in ((variant, ours), (baseline, theirs))
-        if doc not in side or not side[doc].samples
-    ]
-
-
-def _losses(ours: Mapping[str, Question], theirs: Mapping[str, Question]) -> dict[str, int]:
-    """Failed and cut-off responses of both sides: reasons to doubt a difference, tokens of cut-off ones are censored."""
-    return {
-        f"{name}_{side}": sum(count(question) for question in asked.values())
-        for side, asked in (("variant", ours), ("baseline", theirs))
-        for name, count in (
-            ("errors", lambda question: question.failed),
-            ("truncated", lambda question: sum(sample.truncated for sample in question.samples)),
-        )
-    }
-
-
-def _compared(pairs: Sequence[Pair], metric: str, margin: float, alpha: float) -> Paired:
+def _compared(pairs: Sequence[Pair], metric: str, margin: float) -> Paired:
     return paired(
         [mean(ours.values(metric)) for ours, _ in pairs],
         [mean(theirs.values(metric)) for _, theirs in pairs],
         [theirs.cluster for _, theirs in pairs],
         margin=margin,
-        alpha=alpha,
         single=all(len(ours.samples) == len(theirs.samples) == 1 for ours, theirs in pairs),
     )
 
 
-def _row(result: Paired, variant: str, baseline: str, where: str, num_unpaired: int = 0) -> dict[str, Any]:
-    said = sentence(result, variant=variant, baseline=baseline, where=where, num_unpaired=num_unpaired)
-    return {**dataclasses.asdict(result), "sentence": said}
+def _finished(
+    rows: Sequence[dict[str, Any]], field: str, adjust: Callable[[Sequence[float]], list[float]]
+) -> list[Any]:
+    """Rows with their result's numbers, the p-value adjusted over all of them, and the sentence."""
+    tested = [place for place, row in enumerate(rows) if row["result"].p is not None]
+    adjusted = dict(zip(tested, adjust([rows[place]["result"].p for place in tested]), strict=True))
+    finished = []
+    for place, row in enumerate(rows):
+        result, where = row.pop("result"), row.pop("where")
+        said = sentence(
+            result,
+            variant=row["variant"],
+            baseline=row["baseline"],
+            where=where,
+            num_unpaired=len({entry["doc_id"] for entry in row.get("unpaired", ())}),
+            adjusted_p=adjusted.get(place),
+        )
+        finished.append({**row, **dataclasses.asdict(result), field: adjusted.get(place), "sentence": said})
+    return finished
 
 
 def _parts(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], list[Pair]]]:
@@ -215,24 +143,21 @@ def _parts(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], list[Pair]]]:
     ]
 
 
-def _pooled_row(
-    found: Sequence[tuple[str, Paired]], variant: str, baseline: str, margins: Mapping[str, float], alpha: float
+def _pooled_rows(
+    found: Sequence[tuple[str, Paired]], variant: str, baseline: str, margins: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    pool = [(task, part) for task, part in found if part.tost_p is not None and part.verdict != "SATURATED"]
-    whole = pooled([part for _, part in pool], margin=margin_of(margins, POOLED), alpha=alpha)
-    if whole is None:
+    """One row for the mean of the tasks, none where fewer than two can be pooled."""
+    pool = [(task, part) for task, part in found if poolable(part)]
+    if len(pool) < 2:
         return []
-    where = f"the mean of {len(pool)} tasks"
-    return [
-        {"variant": variant, "baseline": baseline, "task": POOLED, "group": {}, "metric": "mean of tasks"}
-        | _row(whole, variant, baseline, where)
-        | {
-            "tokens": None,
-            "unpaired": [],
-            "pooled_tasks": [task for task, _ in pool],
-            "left_out_tasks": [task for task, _ in found if task not in dict(pool)],
-        }
-    ]
+    whole = pooled([part for _, part in pool], margin=margin_of(margins, POOLED))
+    said = sentence(whole, variant=variant, baseline=baseline, where=f"the mean of {len(pool)} tasks")
+    names = {
+        "pooled_tasks": [task for task, _ in pool],
+        "left_out_tasks": [task for task, part in found if not poolable(part)],
+    }
+    head = {"variant": variant, "baseline": baseline, "task": POOLED, "group": {}, "metric": "mean of tasks"}
+    return [{**head, **dataclasses.asdict(whole), "holm_p": None, "tokens": None, **names, "sentence": said}]
 
 
 def _tokens(pairs: Sequence[Pair]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 CONFIDENCE = 0.95
+ALPHA = 0.05  # 1 - CONFIDENCE
 ROUNDING = 1e-12  # a relative spread below this is rounding, not spread
 FEW = 100  # below this many independent 0/1 scores the normal approximation is not used
 

@@ -14,12 +14,12 @@ import math
 from collections.abc import Hashable, Sequence
 
 from harness.estimates import (
+    ALPHA,
     cluster_sums,
     clustered_standard_error,
     mean,
     normal_quantile,
     t_interval,
-    t_quantile,
     t_upper,
 )
 from harness.exact import constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
@@ -65,7 +65,6 @@ def paired(
     clusters: Sequence[Hashable],
     *,
     margin: float,
-    alpha: float = 0.05,
     single: bool = True,
 ) -> Paired:
     """Compare question scores that are paired by place.
@@ -86,13 +85,13 @@ def paired(
     if difference is not None and stderr == 0:
         if all(0 <= score <= 1 for score in (*variant, *baseline)):
             kind = "exact bound"
-            low, high = constant_interval(difference, num_clusters, alpha)
+            low, high = constant_interval(difference, num_clusters, ALPHA)
             below, above = constant_tests(difference, num_clusters, margin)
             p = exact_mcnemar(num_clusters if difference > 0 else 0, num_clusters if difference < 0 else 0)
     elif difference is not None and stderr is not None:
         df = num_clusters - 1
         kind = "t" if num_clusters == n else "clustered t"
-        low, high = t_interval(difference, stderr, df, 1 - alpha)
+        low, high = t_interval(difference, stderr, df)
         p = 2 * t_upper(abs(difference) / stderr, df)
         below, above = t_upper((difference + margin) / stderr, df), t_upper((margin - difference) / stderr, df)
         sums = cluster_sums(differences, clusters).values()
@@ -126,10 +125,10 @@ def paired(
         verdict="",
         n_needed=None,
     )
-    return conclude(result, alpha)
+    return conclude(result)
 
 
-def conclude(result: Paired, alpha: float) -> Paired:
+def conclude(result: Paired) -> Paired:
     """The same result with its verdict and, where that is INCONCLUSIVE, the n it would take.
 
     SATURATED: both sides at least 99 % or at most 1 %, and not shown to differ: such a task cannot tell them apart.
@@ -138,21 +137,21 @@ def conclude(result: Paired, alpha: float) -> Paired:
         result.p is not None
         and result.low is not None
         and result.high is not None
-        and result.p <= alpha
+        and result.p <= ALPHA
         and (result.low > 0 or result.high < 0)
     )
-    equivalent = result.tost_p is not None and result.tost_p <= alpha
+    equivalent = result.tost_p is not None and result.tost_p <= ALPHA
     if different:
         verdict = "DIFFERENT, WITHIN MARGIN" if equivalent else "DIFFERENT"
     elif saturated(result):
         verdict = "SATURATED"
     elif equivalent:
         verdict = "EQUIVALENT"
-    elif result.noninferior_p is not None and result.noninferior_p <= alpha:
+    elif result.noninferior_p is not None and result.noninferior_p <= ALPHA:
         verdict = "NON-INFERIOR"
     else:
         verdict = "INCONCLUSIVE"
-    needed = questions_needed(result, alpha) if verdict == "INCONCLUSIVE" else None
+    needed = questions_needed(result) if verdict == "INCONCLUSIVE" else None
     return dataclasses.replace(result, verdict=verdict, n_needed=needed)
 
 
@@ -164,7 +163,7 @@ def saturated(result: Paired) -> bool:
     return min(means) >= CEILING or max(means) <= FLOOR
 
 
-def questions_needed(result: Paired, alpha: float) -> int | None:
+def questions_needed(result: Paired) -> int | None:
     """Questions at which the comparison would probably (power 0.8) be conclusive; None if there is nothing to go by.
 
     First choice: equivalence within the margin if the true difference is zero,
@@ -179,36 +178,37 @@ def questions_needed(result: Paired, alpha: float) -> int | None:
     if result.stderr == 0:
         if size >= result.margin:
             return None
-        num_clusters = math.log(alpha) / math.log((1 - result.margin) / (1 - size))
+        num_clusters = math.log(ALPHA) / math.log((1 - result.margin) / (1 - size))
         return max(result.n + 1, math.ceil(num_clusters * result.n / result.clusters))
     variance = result.n * result.stderr**2
-    one_sided, power = normal_quantile(1 - alpha), normal_quantile(POWER)
+    one_sided, power = normal_quantile(1 - ALPHA), normal_quantile(POWER)
     needed = (one_sided + normal_quantile(1 - (1 - POWER) / 2)) ** 2 * variance / result.margin**2
     if needed <= result.n:
-        choices = [(normal_quantile(1 - alpha / 2) + power) ** 2 * variance / size**2] if size else []
+        choices = [(normal_quantile(1 - ALPHA / 2) + power) ** 2 * variance / size**2] if size else []
         if size < result.margin:
             choices.append((one_sided + power) ** 2 * variance / (result.margin - size) ** 2)
         needed = min(choices)
     return max(result.n + 1, math.ceil(needed))
 
 
-def pooled(parts: Sequence[Paired], *, margin: float, alpha: float = 0.05) -> Paired | None:
-    """Mean difference over tasks, every task with equal weight (not by n or variance: a headline is a mean of tasks).
+def poolable(part: Paired) -> bool:
+    """Whether a task says anything about the mean of tasks: not saturated, and with an error to weigh."""
+    return part.tost_p is not None and part.verdict != "SATURATED"
+
+
+def pooled(parts: Sequence[Paired], *, margin: float) -> Paired:
+    """Mean difference over two or more poolable tasks with equal weights, as a headline is a plain mean of tasks.
 
     Errors of tasks are taken as independent; degrees of freedom by Welch and Satterthwaite. A task in which no two
     clusters differ counts with the error of one discordant cluster, 1 / clusters: an error of zero would make tasks
-    that show nothing look like proof. Saturated tasks and those without an error are left out; None if fewer than two
-    are left.
+    that show nothing look like proof.
     """
-    parts = [part for part in parts if part.tost_p is not None and part.verdict != "SATURATED"]
-    if len(parts) < 2:
-        return None
     errors = [part.stderr or 1 / part.clusters for part in parts]
     stderr = math.sqrt(math.fsum(error**2 for error in errors)) / len(parts)
     spread = math.fsum(error**4 / (part.clusters - 1) for error, part in zip(errors, parts, strict=True))
     df = math.fsum(error**2 for error in errors) ** 2 / spread
     difference = mean([part.difference for part in parts if part.difference is not None])
-    low, high = (difference + side * t_quantile(1 - alpha / 2, df) * stderr for side in (-1, 1))
+    low, high = t_interval(difference, stderr, df)
     below, above = t_upper((difference + margin) / stderr, df), t_upper((margin - difference) / stderr, df)
     result = Paired(
         n=sum(part.n for part in parts),
@@ -230,4 +230,4 @@ def pooled(parts: Sequence[Paired], *, margin: float, alpha: float = 0.05) -> Pa
         verdict="",
         n_needed=None,
     )
-    return conclude(result, alpha)
+    return conclude(result)

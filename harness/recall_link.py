@@ -49,7 +49,10 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> float | None
     """Pearson's correlation, which for a 0/1 side is the point-biserial one; None where it is undefined."""
     if len(first) < 3:
         return None
-    centered = [[value - mean(side) for value in side] for side in (first, second)]
+    centered = []
+    for side in (first, second):
+        center = mean(side)
+        centered.append([value - center for value in side])
     if any(
         max(map(abs, away)) <= ROUNDING * max(map(abs, side))
         for away, side in zip(centered, (first, second), strict=True)

@@ -1,13 +1,18 @@
 """A comparison as a sentence, with its numbers in points (hundredths of the 0..1 scale)."""
 
-from harness.paired import CEILING, FEW_DISCORDANT, Paired
+from harness.estimates import ALPHA
+from harness.paired import CEILING, Paired
 
 
-def sentence(result: Paired, *, variant: str, baseline: str, where: str, num_unpaired: int = 0) -> str:
-    """What the comparison allows one to say, in plain English. where: the task, or what was pooled."""
-    left_out = (
-        f" {_many(num_unpaired, 'sample')} without a partner (failed or missing) left out." if num_unpaired else ""
-    )
+def sentence(
+    result: Paired, *, variant: str, baseline: str, where: str, num_unpaired: int = 0, adjusted_p: float | None = None
+) -> str:
+    """What the comparison allows one to say, in plain English.
+
+    where: the task, or what was pooled. num_unpaired: documents without a partner. adjusted_p: after correction for the
+    number of comparisons beside this one.
+    """
+    left_out = f" Left out: {_many(num_unpaired, 'sample')} failed or missing on one side." if num_unpaired else ""
     if result.difference is None:
         return f"{where}: no sample was answered by both {variant} and {baseline}; nothing can be compared.{left_out}"
     margin = f"within {_points(result.margin, result, sign=False)}"
@@ -20,6 +25,8 @@ def sentence(result: Paired, *, variant: str, baseline: str, where: str, num_unp
         "SATURATED": f"{where} is uninformative: {_extreme(result)} for {variant} and {baseline} alike",
         "INCONCLUSIVE": f"{variant} against {baseline} on {where} is inconclusive",
     }[result.verdict]
+    if result.verdict.startswith("DIFFERENT") and adjusted_p is not None and adjusted_p > ALPHA:
+        left_out = f" Among this many comparisons it may be chance (adjusted p = {adjusted_p:.2g}).{left_out}"
     return f"{said}: {_evidence(result)}.{_advice(result)}{left_out}"
 
 
@@ -46,9 +53,7 @@ def _advice(result: Paired) -> str:
     if result.low is not None and result.high is not None and (result.low > 0 or result.high < 0):
         reason = " The interval leaves out zero, but so few samples differ that the exact test does not."
     elif result.low is not None and result.high is not None and max(-result.low, result.high) < result.margin:
-        reason = (
-            f" The interval is narrow because few clusters differ (under {FEW_DISCORDANT}); exact tests do not agree."
-        )
+        reason = " The interval lies within the margin, but so few samples differ that exact tests do not agree."
     if result.n_needed is None:
         return reason
     return f"{reason} About {result.n_needed:,} samples would be needed for a conclusive answer."

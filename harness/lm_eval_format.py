@@ -62,8 +62,12 @@ def _metrics(task: str, cells: list[Any]) -> dict[str, Any]:
 
 def _config(task: str, settings: Row | None, facts: Row) -> dict[str, Any]:
     entries = (settings or {}).get("tasks") or []
-    entry = next((entry for entry in entries if entry.get("name", entry.get("task")) == task), {})
-    return {"task": task, **{key: value for key, value in entry.items() if key != "task"}, **dict(facts.get(task) or {})}
+    entry: Row = next((entry for entry in entries if entry.get("name", entry.get("task")) == task), {})
+    return {
+        "task": task,
+        **{key: value for key, value in entry.items() if key != "task"},
+        **dict(facts.get(task) or {}),
+    }
 
 
 def _fact(facts: Row, task: str, key: str) -> Any:

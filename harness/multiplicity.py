@@ -33,7 +33,7 @@ def difference_p(row: Mapping[str, Any]) -> float | None:
     stderr, difference = finite(row.get("stderr")), finite(row.get("difference"))
     if not stderr or difference is None or num_clusters < 2:
         return mcnemar
-    from scipy import stats
+    from scipy import stats  # type: ignore[import-untyped]
 
     return float(2 * stats.t.sf(abs(difference) / stderr, num_clusters - 1))
 

@@ -20,7 +20,7 @@ def percent(value: object, digits: int = 1) -> str:
 
 
 def points(value: object, digits: int = 1) -> str:
-    """A difference of shares in percentage points, always signed: -0.025 -> "−2.5"."""
+    """A difference of shares in percentage points with its sign: 0.025 -> "+2.5"."""
     number = finite(value)
     if number is None:
         return NOT_MEASURED

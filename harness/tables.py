@@ -138,7 +138,9 @@ COMPARISON_COLUMNS = (
     Column("Difference, points", lambda row: numbers.points(row["difference"])),
     Column("95 % interval", lambda row: numbers.interval(row["low"], row["high"], signed=True)),
     Column("n", lambda row: numbers.count(row["n"])),
-    Column("Only variant / only baseline", lambda row: f"{_either(row, 'variant_only')} / {_either(row, 'baseline_only')}"),
+    Column(
+        "Only variant / only baseline", lambda row: f"{_either(row, 'variant_only')} / {_either(row, 'baseline_only')}"
+    ),
     Column("McNemar p", lambda row: numbers.probability(row["mcnemar_p"])),
     Column("Holm p", lambda row: numbers.probability(row["holm_p"])),
     Column("Margin, points", lambda row: "±" + numbers.percent(row["margin"])),
@@ -175,12 +177,14 @@ def _stands_out(column: Column, row: Row) -> bool:
 def to_markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """A pipe table; numbers to the right, bold where the difference is significant after Holm."""
     lines = [
-        "| " + " | ".join(_markdown(column.title) for column in columns) + " |",
+        "| " + " | ".join(markdown_escape(column.title) for column in columns) + " |",
         "|" + "|".join("---:" if column.right else ":---" for column in columns) + "|",
     ]
     for row in rows:
-        cells = [_markdown(column.text(row)) for column in columns]
-        cells = [f"**{cell}**" if _stands_out(column, row) else cell for column, cell in zip(columns, cells, strict=True)]
+        cells = [markdown_escape(column.text(row)) for column in columns]
+        cells = [
+            f"**{cell}**" if _stands_out(column, row) else cell for column, cell in zip(columns, cells, strict=True)
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -221,7 +225,8 @@ def to_latex(columns: Sequence[Column], rows: Sequence[Row], caption: str, label
         previous = row["task"]
         cells = [latex_escape(column.text(row)) for column in columns]
         cells = [
-            f"\\textbf{{{cell}}}" if _stands_out(column, row) else cell for column, cell in zip(columns, cells, strict=True)
+            f"\\textbf{{{cell}}}" if _stands_out(column, row) else cell
+            for column, cell in zip(columns, cells, strict=True)
         ]
         lines.append(" & ".join(cells) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
@@ -241,7 +246,7 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _markdown(text: str) -> str:
+def markdown_escape(text: str) -> str:
     """Text that a pipe table shows as it is: no cell ends early, no markup begins."""
     escaped = re.sub(r"([\\|`*~\[\]])", r"\\\1", " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -127,5 +127,7 @@ def _axis(reach: float) -> Markup:
     parts = []
     for tick in ticks(-reach, reach, 6):
         parts.append(element("line", x1=scale(tick), x2=scale(tick), y1=0, y2=4, class_="axis"))
-        parts.append(element("text", numbers.points(tick, 0 if reach > 0.04 else 1), x=scale(tick), y=16, class_="tick middle"))
+        parts.append(
+            element("text", numbers.points(tick, 0 if reach > 0.04 else 1), x=scale(tick), y=16, class_="tick middle")
+        )
     return drawing(WIDTH, 20, "axis in percentage points", *parts, class_="inline")

@@ -68,11 +68,12 @@ def _view(cell: Mapping[str, Any] | None) -> dict[str, str] | None:
         return None
     background = colour(mean)
     kind = "Wilson" if cell["interval"] == "wilson" else str(cell["interval"])
+    bounds = numbers.interval(cell["low"], cell["high"])
     return {
         "mean": numbers.percent(mean, 0),
         "low": numbers.percent(cell["low"], 0),
         "high": numbers.percent(cell["high"], 0),
-        "title": f"{numbers.percent(mean)} %, 95 % {kind} {numbers.interval(cell['low'], cell['high'])}, n = {cell['n']}",
+        "title": f"{numbers.percent(mean)} %, 95 % {kind} {bounds}, n = {cell['n']}",
         "n": numbers.count(cell["n"]),
         "background": background,
         "ink": _ink(background),

@@ -63,7 +63,9 @@ def read_run(folder: Path) -> RunData:
         comparison = _read_object(folder / "comparison.json", "make it with `dsa-eval compare`")
     for name, content in (("results.json", results), ("comparison.json", comparison)):
         if content is not None and content.get("schema") != SCHEMA:
-            raise HarnessError(f"{folder / name}: expected schema {SCHEMA}, got {content.get('schema')!r}; rescore the run")
+            raise HarnessError(
+                f"{folder / name}: expected schema {SCHEMA}, got {content.get('schema')!r}; rescore the run"
+            )
     wanted = _wanted(comparison)
     docs, keys = _read_docs(folder, {(task, doc_id) for task, doc_id, _ in wanted})
     samples, responses = _read_journal(folder, results, keys, wanted)

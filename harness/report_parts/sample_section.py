@@ -1,7 +1,7 @@
 """The samples on which variants disagree, side by side, and the samples that failed."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -59,6 +59,7 @@ def _card(run: RunData, row: Row) -> dict[str, Any]:
     doc = run.docs.get((row["task"], row["doc_id"]), {})
     shown = doc.get("shown") or {}
     scores = row["scores"]
+    variants = [variant for variant in run.results["variants"] if variant in scores]
     best = max((s for s in map(numbers.finite, scores.values()) if s is not None), default=None)
     return {
         "task": row["task"],
@@ -71,15 +72,9 @@ def _card(run: RunData, row: Row) -> dict[str, Any]:
             if shown.get(part)
         ],
         "target": excerpt(doc["target"], head=400, tail=200) if doc.get("target") is not None else None,
-        "pattern": ", ".join(f"{variant} {'right' if s else 'wrong'}" for variant, s in _rights(scores, best).items()),
-        "variants": [
-            _column(run, row, variant, scores[variant], best) for variant in run.results["variants"] if variant in scores
-        ],
+        "pattern": " · ".join(f"{variant} {numbers.percent(scores[variant], 0)}" for variant in variants),
+        "variants": [_column(run, row, variant, scores[variant], best) for variant in variants],
     }
-
-
-def _rights(scores: Mapping[str, Any], best: float | None) -> dict[str, bool]:
-    return {variant: best is not None and numbers.finite(score) == best for variant, score in scores.items()}
 
 
 def _column(run: RunData, row: Row, variant: str, score: object, best: float | None) -> dict[str, Any]:
@@ -93,14 +88,9 @@ def _column(run: RunData, row: Row, variant: str, score: object, best: float | N
         "right": best is not None and numbers.finite(score) == best,
         "has_extracted": extracted is not None,
         "extracted": _extracted(extracted, variant),
-        "replies": [_reply(reply) for reply in _compact(replies)],
+        "replies": [_reply(reply) for reply in replies if reply["logprob"] is None],
         "choices": [_choice(reply) for reply in replies if reply["logprob"] is not None],
     }
-
-
-def _compact(replies: Sequence[Row]) -> Sequence[Row]:
-    """Replies with text; a log-likelihood task has only choices."""
-    return [reply for reply in replies if reply["logprob"] is None]
 
 
 def _reply(reply: Row) -> dict[str, Any]:
@@ -124,7 +114,10 @@ def _choice(reply: Row) -> dict[str, Any]:
 def _extracted(answers: Any, variant: str) -> str | None:
     """The extracted answer, None where nothing could be parsed."""
     value = answers.get(variant) if isinstance(answers, Mapping) else None
-    return None if value is None else excerpt(value, head=200, tail=0).head[:200]
+    if value is None:
+        return None
+    shown = visible(value)
+    return shown if len(shown) <= 300 else f"{shown[:300]} … ({len(shown):,} characters)"
 
 
 def _size(value: Any) -> int:

@@ -19,7 +19,7 @@ def element(tag: str, /, *children: object, **attributes: object) -> Markup:
         if value is not None
     )
     inner = "".join(child if isinstance(child, Markup) else str(escape(visible(child))) for child in children)
-    return Markup(f"<{tag}{named}>{inner}</{tag}>" if inner else f"<{tag}{named}/>")  # noqa: S704
+    return Markup(f"<{tag}{named}>{inner}</{tag}>" if inner else f"<{tag}{named}/>")
 
 
 def drawing(width: int, height: int, title: str, *children: Markup, class_: str = "chart") -> Markup:
@@ -68,6 +68,8 @@ def marker(kind: int, x: float, y: float, size: float = 4.0, class_: str = "") -
         return element("circle", cx=x, cy=y, r=size, class_=class_)
     if kind % 4 == 1:
         return element("rect", x=x - size * 0.9, y=y - size * 0.9, width=size * 1.8, height=size * 1.8, class_=class_)
-    corners = [(0.0, -1.2), (1.1, 0.9), (-1.1, 0.9)] if kind % 4 == 2 else [(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]
+    corners = (
+        [(0.0, -1.2), (1.1, 0.9), (-1.1, 0.9)] if kind % 4 == 2 else [(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]
+    )
     shape = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)
     return element("polygon", points=shape, class_=class_)

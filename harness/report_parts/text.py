@@ -45,5 +45,7 @@ def excerpt(text: object, head: int = 700, tail: int = 400, middle: int = 2400) 
     inner = shown[head:-tail]
     left_out = max(0, len(inner) - middle)
     if left_out:
-        inner = f"{inner[: middle // 2]}\n… {left_out:,} more characters, in the run's journal …\n{inner[-(middle // 2) :]}"
+        inner = (
+            f"{inner[: middle // 2]}\n… {left_out:,} more characters, in the run's journal …\n{inner[-(middle // 2) :]}"
+        )
     return Excerpt(head=shown[:head], middle=inner, tail=shown[-tail:], hidden=len(shown) - head - tail)

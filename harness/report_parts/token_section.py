@@ -115,5 +115,7 @@ def _box(pairs: Sequence[tuple[float, bool]], axis: _Axis, series: int, variant:
     for place, (value, cut) in enumerate(pairs[::step]):
         y = 26.0 + (place * 5 % 8)  # spread below the box so that equal lengths stay countable
         parts.append(element("circle", cx=axis(value), cy=y, r=2, class_=f"{'hollow' if cut else 'dot'} {colour}"))
-    label = f"{variant}: median {numbers.tokens(p50)}, middle half {numbers.tokens(p25)} to {numbers.tokens(p75)} tokens"
+    label = (
+        f"{variant}: median {numbers.tokens(p50)}, middle half {numbers.tokens(p25)} to {numbers.tokens(p75)} tokens"
+    )
     return drawing(WIDTH, 38, label, *parts, class_="inline")

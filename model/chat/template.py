@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.chat.encoding import Message, Reply, Span, Tool
+from model.chat.encoding import Message, Reply, Span, Tool, ToolCall
 from model.chat.hermes import parse_hermes
 from model.chat.tokenizer import TextTokenizer, without_eos
 from model.errors import ModelError
@@ -142,7 +142,11 @@ class TemplateEncoding(RawEncoding):
         return str(text) if str(text).startswith(bos) else bos + str(text)
 
     def _probe(self, tools: Sequence[Tool] | None, **switches: bool) -> str:
-        return self._apply([{"role": "user", "content": "a"}], tools, **switches)
+        """The smallest prompt, "" if the template refuses it: then the first real prompt says so."""
+        try:
+            return self._apply([{"role": "user", "content": "a"}], tools, **switches)
+        except ModelError:
+            return ""
 
     def _writes_hermes(self) -> bool:
         """Does a call written by the template come back from the parser?"""
@@ -162,7 +166,7 @@ class TemplateEncoding(RawEncoding):
 def _reply(
     reasoning: str = "",
     content: str = "",
-    tool_calls: Any = None,
+    tool_calls: tuple[ToolCall, ...] | None = None,
     reasoning_tokens: int | None = None,
     truncated_thought: bool = False,
     malformed: str | None = None,

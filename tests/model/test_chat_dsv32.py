@@ -34,7 +34,8 @@ def encoding(tmp_path_factory: pytest.TempPathFactory) -> ChatEncoding:
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_rendering_equals_the_official_encoder(path):
-    # outputs of sglang's and lmdeploy's copies of DeepSeek's encoding_dsv32.py, which agreed on every case
+    # outputs of two copies of DeepSeek's encoding_dsv32.py, in sglang (as kept in ZunhaiSu/SGLang-FluentLLM, 5980e106)
+    # and in InternLM/lmdeploy (1263d5cd), which agreed on every case; prefixes are appended by hand
     case = json.loads(path.read_text(encoding="utf-8"))
     text = render_messages(case["messages"], case.get("tools"), case["thinking"], case.get("prefix", ""))
     assert text.split("\n") == case["expected"]

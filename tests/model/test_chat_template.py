@@ -310,6 +310,14 @@ def test_messages_that_a_template_refuses_are_one_line(tmp_path):
         encoding.render([{"role": "system", "content": "x"}, *USER])
 
 
+def test_a_template_that_needs_more_than_a_user_message_loads(tmp_path):
+    needs = "{% if messages[0].role != 'system' %}{{ raise_exception('needs a system message') }}{% endif %}" + CHATML
+    encoding = load_encoding(write_byte_tokenizer(tmp_path, SPECIALS, needs))
+    assert encoding.render([{"role": "system", "content": "x"}, *USER]).endswith("<|im_start|>assistant\n")
+    with pytest.raises(ModelError, match="needs a system message"):
+        encoding.render(USER)
+
+
 def test_fingerprint_covers_vocabulary_template_and_end_tokens(tmp_path):
     def fingerprint(name: str, *args, **kwargs) -> str:
         return load_encoding(write_byte_tokenizer(tmp_path / name, *args, **kwargs)).fingerprint

@@ -1,4 +1,4 @@
-"""Writing a checkpoint in our own form: grouped-query models become MLA models, FP8 and GGUF become plain safetensors."""
+"""Writing a checkpoint in our own form: grouped-query models become MLA, FP8 and GGUF become plain safetensors."""
 
 import json
 import os

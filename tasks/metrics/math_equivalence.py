@@ -92,9 +92,7 @@ def _serve() -> None:
     """The child: one JSON list [gold, answer] a line in, true or false a line out."""
     import resource
 
-    from math_verify import LatexExtractionConfig
-    from math_verify import parse
-    from math_verify import verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))

@@ -39,7 +39,7 @@ _TIDY = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """answer: normal form for majority votes, None without a box. by_math_verify: right, and only math-verify saw it."""
+    """answer: normal form for majority votes, None without a box. by_math_verify: only math-verify found it right."""
 
     answer: str | None
     correct: bool

@@ -31,7 +31,7 @@ def official_answer(text: str) -> str | None:
 
 
 def chat_answer(text: str) -> str | None:
-    """The letter of the last `Answer: X`; bold, dollar signs, \\boxed, \\text and a parenthesis around X do not matter."""
+    """The letter of the last `Answer: X`; bold, dollar signs, \\boxed, \\text and a parenthesis do not matter."""
     letters = _CHAT.findall(_MARKUP.sub("", text))
     return letters[-1].upper() if letters else None
 

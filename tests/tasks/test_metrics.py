@@ -1,4 +1,6 @@
 import json
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +34,49 @@ def test_first_step_agrees_with_the_regex_filter_of_lm_eval_wherever_that_finds_
     assert len(found) >= 5
     for text, letter in found:
         assert official_answer(text) == letter
+
+
+OFFICIAL_STEPS = (  # as written in evaluate_from_local.py
+    r"answer is \(?([A-J])\)?",
+    r".*[aA]nswer:\s*([A-J])",
+    r"(?s)(\b[A-J]\b)(?!.*\b[A-J]\b)",
+)
+PIECES = ["answer is ", "Answer:", "answer: ", "(", ")", "A", "B", "c", "J", "K", "\n", " ", "I am ", "The "]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_letter_is_the_one_of_the_official_patterns(text):
+    found = [match[1] for match in (re.search(step, text) for step in OFFICIAL_STEPS) if match]
+    assert official_answer(text) == (found[0] if found else None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 300_000, "A " * 100_000 + "x" * 100_000, "Answer: " * 40_000, "answer is (" * 30_000],
+    ids=["one long line", "letters and a long tail", "label without a letter", "phrase without a letter"],
+)
+def test_letter_of_a_degenerate_response_is_found_in_linear_time(text):
+    start = time.process_time()
+    official_answer(text)
+    chat_answer(text)
+    assert time.process_time() - start < 1  # seconds; quadratic patterns take minutes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\\boxed{" * 40_000, "\\boxed{" * 40_000 + "1" + "}" * 40_000, "\\boxed " * 40_000, "\\boxed{" + "{" * 100_000],
+    ids=["never closed", "all closed", "without braces", "braces in a box"],
+)
+def test_box_of_a_degenerate_response_is_judged_in_linear_time(text):
+    start = time.process_time()
+    judge(text, "33")
+    assert time.process_time() - start < 2
+
+
+def test_box_that_is_far_too_long_is_an_answer_and_wrong():
+    verdict = judge("\\boxed{" + "3" * 5000 + "}", "3" * 5000)
+    assert not verdict.correct and len(verdict.answer) == 2000
 
 
 def test_random_guess_depends_on_the_question_only_and_covers_the_options():

@@ -156,6 +156,12 @@ def test_unparsed_response_is_wrong_and_guessed_only_in_the_official_number():
     assert sum(score["official"] for score in scores) / 300 == pytest.approx(1 / 3, abs=0.1)
 
 
+def test_parsed_response_is_never_guessed():
+    docs = [item(str(number)) for number in range(50)]
+    assert {questions.process_results(doc, ["The answer is (B)."])["official"] for doc in docs} == {1.0}
+    assert {questions.process_results(doc, ["The answer is (A)."])["official"] for doc in docs} == {0.0}
+
+
 def test_letter_beyond_the_options_is_parsed_and_wrong():
     scores = questions.process_results(item("1"), ["The answer is (J)."])
     assert scores == {"exact_match": 0.0, "official": 0.0, "answer": "J"}
@@ -205,7 +211,9 @@ def test_all_prompts_are_those_of_the_official_script(official_docs):
 def test_gold_is_right_and_empty_and_wrong_are_wrong_on_every_item(official_docs, gold, wrong, score):
     assert len(official_docs) == 12032
     assert all(score(doc, [gold(doc)])["exact_match"] == 1 for doc in official_docs)
+    assert all(score(doc, [gold(doc)])["official"] == 1 for doc in official_docs)
     assert all(score(doc, [wrong(doc)])["exact_match"] == 0 for doc in official_docs)
+    assert all(score(doc, [wrong(doc)])["official"] == 0 for doc in official_docs)
     assert all(score(doc, [wrong(doc)])["answer"] in "ABCDEFGHIJ" for doc in official_docs)
     assert all(
         score(doc, [""]) | {"official": 0} == {"exact_match": 0, "official": 0, "answer": None} for doc in official_docs

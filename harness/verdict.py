@@ -1,6 +1,6 @@
 """A comparison as a sentence, with its numbers in points (hundredths of the 0..1 scale)."""
 
-from harness.estimates import ALPHA
+from harness.estimates import ALPHA, t_upper
 from harness.paired import CEILING, Paired
 
 
@@ -52,11 +52,17 @@ def _advice(result: Paired) -> str:
     reason = ""
     if result.low is not None and result.high is not None and (result.low > 0 or result.high < 0):
         reason = " The interval leaves out zero, but so few samples differ that the exact test does not."
-    elif result.low is not None and result.high is not None and max(-result.low, result.high) < result.margin:
-        reason = " The interval lies within the margin, but so few samples differ that exact tests do not agree."
+    elif _close_by_t_alone(result):
+        reason = " Student's t alone would show equivalence, but so few samples differ that exact tests do not agree."
     if result.n_needed is None:
         return reason
     return f"{reason} About {result.n_needed:,} samples would be needed for a conclusive answer."
+
+
+def _close_by_t_alone(result: Paired) -> bool:
+    if not result.stderr or result.difference is None:
+        return False
+    return t_upper((result.margin - abs(result.difference)) / result.stderr, result.clusters - 1) <= ALPHA
 
 
 def _direction(result: Paired) -> str:

@@ -18,14 +18,12 @@ from harness.estimates import (
     cluster_sums,
     clustered_standard_error,
     mean,
-    normal_quantile,
     t_interval,
     t_upper,
 )
-from harness.exact import constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
+from harness.exact import FEW_DISCORDANT, constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
+from harness.power import questions_needed
 
-POWER = 0.8
-FEW_DISCORDANT = 10  # clusters that differ, below which t is checked against exact tests
 CEILING, FLOOR = 0.99, 0.01
 
 
@@ -163,45 +161,6 @@ def saturated(result: Paired) -> bool:
         return False
     low, high = sorted((result.mean_variant, result.mean_baseline))
     return CEILING <= low <= high <= 1 or 0 <= low <= high <= FLOOR
-
-
-def questions_needed(result: Paired) -> int | None:
-    """Questions at which the comparison would probably (power 0.8) be conclusive; None if there is nothing to go by.
-
-    First choice: equivalence within the margin if the true difference is zero,
-    n = (z_{1-alpha} * s0 + z_{1-(1-power)/2} * s)^2 / margin^2, with s^2 = Var(d) = n * stderr^2, the effect of
-    clusters included. s0 = s makes this 8.56 * Var(d) / margin^2; for independent 0/1 answers s0 is the spread at the
-    margin that Tango's test uses, s0^2 = (s^2 + sqrt(s^4 + 4 * margin^2)) / 2: more than s where few answers differ.
-    Where n is no more than was asked already, the observed difference is taken as true, and the smaller n of showing
-    that it is within the margin or that it is not zero counts. Where t is checked by clusters that differ, at least as
-    many questions as bring 10 of them. Without any spread: the fewest clusters whose exact bound lies within the
-    margin, ln(alpha) / ln(1 - margin).
-    """
-    if result.stderr is None or result.difference is None or result.tost_p is None or not 0 < result.margin < 1:
-        return None
-    size, margin = abs(result.difference), result.margin
-    if result.stderr == 0:
-        if size >= margin:
-            return None
-        num_clusters = math.log(ALPHA) / math.log((1 - margin) / (1 - size))
-        return max(result.n + 1, math.ceil(num_clusters * result.n / result.clusters))
-    variance = result.n * result.stderr**2
-    at_margin, least = variance, 0.0
-    if result.mcnemar_p is not None and result.clusters == result.n:
-        at_margin = (variance + math.hypot(variance, 2 * margin)) / 2
-    elif 0 < result.discordant < FEW_DISCORDANT:
-        least = result.n * FEW_DISCORDANT / result.discordant
-    one_sided = normal_quantile(1 - ALPHA) * math.sqrt(at_margin)
-    power, half_power = (normal_quantile(p) * math.sqrt(variance) for p in (POWER, 1 - (1 - POWER) / 2))
-    needed = (one_sided + half_power) ** 2 / margin**2
-    if needed <= result.n:
-        choices = []
-        if size:
-            choices.append((normal_quantile(1 - ALPHA / 2) * math.sqrt(variance) + power) ** 2 / size**2)
-        if size < margin:
-            choices.append((one_sided + power) ** 2 / (margin - size) ** 2)
-        needed = min(choices)
-    return max(result.n + 1, math.ceil(max(needed, least)))
 
 
 def poolable(part: Paired) -> bool:

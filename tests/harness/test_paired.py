@@ -237,6 +237,13 @@ def test_the_n_needed_near_the_margin_takes_the_observed_difference_as_true():
     to_differ = (z(0.975) + z(0.8)) ** 2 * variance / 0.04**2
     to_be_close = (z(0.95) + z(0.8)) ** 2 * variance / (0.08 - 0.04) ** 2
     assert (found.verdict, found.n_needed) == ("INCONCLUSIVE", math.ceil(min(to_differ, to_be_close)))
+    assert "If the true difference is this one, about 42 samples would be conclusive." in said(found)
+
+
+def test_the_n_needed_brings_enough_clusters_that_differ():
+    crowded = paired([0.0, 1.0] * 20, [0.0, 1.0] * 19 + [0.0, 0.98], [i // 2 for i in range(40)], margin=0.02)
+    assert (crowded.verdict, crowded.n_needed) == ("INCONCLUSIVE", 400)
+    assert "If there is no true difference, about 400 samples would show equivalence." in said(crowded)
 
 
 def test_every_verdict_has_its_case():

@@ -35,8 +35,8 @@ def tango_upper(variant_only: int, baseline_only: int, n: int, shift: float) -> 
 def sign_bound(num_against: int, num_clusters: int, margin: float) -> float:
     """Exact p of "the true difference is a margin or more against us", from how many clusters went against us.
 
-    For clusters of like size: with scores in 0..1 a mean loss of the margin needs a chance of at least the margin that a cluster loses, so
-    P(Binomial(clusters, margin) <= observed losses) bounds p whatever the sizes of the losses are.
+    For clusters of like size. With scores in 0..1 a mean loss of the margin needs a chance of at least the margin that
+    a cluster loses, so P(Binomial(clusters, margin) <= observed losses) bounds p whatever the sizes of the losses are.
     """
     from scipy.special import bdtr  # type: ignore[import-untyped]
 

@@ -219,6 +219,17 @@ def test_holm_takes_all_whole_tasks_of_all_variants_as_one_family():
     assert row(found, "pooled")["holm_p"] is None
 
 
+def test_a_difference_that_many_comparisons_explain_says_so():
+    scores = both([0.0] * 10 + [1.0] * 90, [0.0] * 2 + [1.0] * 98)
+    assert row(compared(scores))["verdict"] == "DIFFERENT"
+    assert "it may be chance" not in row(compared(scores))["sentence"]
+    others = [f"task {index}" for index in range(9)]
+    scores += [s for task in others for s in both([0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0], task)]
+    line = row(compared(scores, tasks=("niah", *others)))
+    assert line["holm_p"] == pytest.approx(10 * line["p"])
+    assert "it may be chance (adjusted p = 0.078)" in line["sentence"]
+
+
 def test_rows_by_field_value_are_kept_apart_with_their_q():
     scores = [
         dataclasses.replace(s, group={"length": 1024 if int(s.doc_id) < 40 else 4096, "depth": 0.0})

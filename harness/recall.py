@@ -104,7 +104,7 @@ def _groups(columns: Sequence[Sequence[Any]], active: Any) -> Iterator[tuple[tup
 
 
 def over_layers(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One sample's rows averaged over layers, which saw the same queries: one row per phase, selector and k, layer None."""
+    """One sample's rows averaged over layers, which saw the same queries: one row per phase, selector and k."""
     cells: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["phase"], row["selector"], row["k"]), []).append(row)

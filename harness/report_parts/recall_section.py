@@ -70,6 +70,7 @@ def _block(trajectory: str, variant: str, task: str, phase: str, rows: Sequence[
                 "series": _series(row["selector"]),
                 "k": numbers.count(row["k"]),
                 "n": numbers.count(row["n"]),
+                "queries": numbers.count(row.get("queries")),
                 "mass": numbers.percent(row["mass"]),
                 "mass_stderr": numbers.percent(row["mass_stderr"]),
                 "oracle_mass": numbers.percent(row["oracle_mass"]),
@@ -177,6 +178,8 @@ def _links(comparison: Row | None) -> list[dict[str, Any]]:
             {
                 "variant": row["variant"],
                 "task": row["task"],
+                "measure": str(row.get("measure", "mass")).replace("_", " "),
+                "phase": row.get("phase", numbers.NOT_MEASURED),
                 "selector": row["selector"],
                 "k": numbers.count(row["k"]),
                 "correlation": numbers.NOT_MEASURED if value is None else f"{value:+.2f}".replace("-", numbers.MINUS),

@@ -113,6 +113,8 @@ def _read_journal(
             if task not in results["tasks"] or (task in keys and line["key"] not in keys[task]):
                 continue
             sample_key = (task, line["doc_id"], line["repeat"])
+            if (variant, sample_key) in samples:  # of two lines with one key the first counts
+                continue
             samples[variant, sample_key] = _sample(variant, line)
             if sample_key in wanted:
                 responses[variant, sample_key] = tuple(line["responses"])

@@ -14,8 +14,11 @@ MAX_ERRORS = 200
 Row = Mapping[str, Any]
 
 
-def disagreement_view(run: RunData) -> dict[str, Any]:
-    """Cards in turn from every task until the page's share of text is spent; `total` counts all disagreements."""
+def disagreement_view(run: RunData, room: float = 1.0) -> dict[str, Any]:
+    """Cards in turn from every task until the page's share of text is spent; `total` counts all disagreements.
+
+    room: share of MAX_CARD_CHARS that the cards may take.
+    """
     rows = run.comparison["disagreements"] if run.comparison else []
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -24,7 +27,7 @@ def disagreement_view(run: RunData) -> dict[str, Any]:
     spent = 0
     for turn in zip_longest(*by_task.values()):
         for row in turn:
-            if row is None or spent > MAX_CARD_CHARS:
+            if row is None or spent > room * MAX_CARD_CHARS:
                 continue
             card = _card(run, row)
             spent += _size(card)

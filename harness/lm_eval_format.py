@@ -67,7 +67,7 @@ def _metrics(task: str, cells: list[Any]) -> dict[str, Any]:
 
 def _config(task: str, settings: Row | None, facts: Row) -> dict[str, Any]:
     entries = (settings or {}).get("tasks") or []
-    entry: Row = next((entry for entry in entries if entry.get("name", entry.get("task")) == task), {})
+    entry: Row = next((entry for entry in entries if (entry.get("name") or entry.get("task")) == task), {})
     return {
         "task": task,
         **{key: value for key, value in entry.items() if key != "task"},

@@ -111,7 +111,7 @@ def _settings_of(run: RunData, variant: str) -> str:
     settings = ((run.settings or {}).get("variants") or {}).get(variant)
     if not isinstance(settings, dict):
         return ""
-    rest = {key: value for key, value in settings.items() if key != "topk"}
+    rest = {key: value for key, value in settings.items() if key != "topk" and value is not None}
     topk = settings.get("topk")
     words = ["every key" if topk is None else f"k = {numbers.count(topk)}"]
     return ", ".join([*words, *(str(v) if key == "selector" else f"{key} {v}" for key, v in rest.items())])

@@ -46,14 +46,16 @@ def comparison_view(results: Row, comparison: Row) -> dict[str, Any]:
     }
 
 
-def tone(verdict: str) -> tuple[str, str]:
+def tone(verdict: str, difference: float | None) -> tuple[str, str]:
     """Sign and tone of a verdict; what is neither good nor bad news (inconclusive, saturated) is neutral."""
+    if verdict == "DIFFERENT" and difference is not None and difference > 0:
+        return ">", "good"
     return TONES.get(verdict, ("?" if verdict.startswith("INCONCLUSIVE") else "○", "neutral"))
 
 
 def _view(row: Row, results: Row, comparison: Row, axis: "_Axis") -> dict[str, Any]:
     spent = row.get("tokens") or {}
-    sign, mood = tone(row["verdict"])
+    sign, mood = tone(row["verdict"], numbers.finite(row["difference"]))
     digits = 2 if (numbers.finite(row.get("stderr")) or 1.0) < 0.001 else 1
     variants = list(results["variants"])
     series = variants.index(row["variant"]) if row["variant"] in variants else 0

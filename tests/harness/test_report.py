@@ -10,7 +10,7 @@ import pytest
 from fixtures.published_run import HOSTILE, VARIANTS, build
 
 from harness.report import render_report, write_report
-from harness.report_parts import needle_section, svg, text, token_section
+from harness.report_parts import comparison_section, needle_section, svg, text, token_section
 from harness.report_parts.manifest_section import flat_rows
 from harness.report_parts.run_data import read_run
 
@@ -69,6 +69,31 @@ def test_scored_choices_are_no_token_distribution(page: str) -> None:
 def test_journal_lines_of_older_settings_are_passed_over(page: str) -> None:
     assert "stale" not in page
     assert "732 samples" in page  # 244 docs and repeats x 3 variants; cut and stale lines do not count
+
+
+@pytest.mark.parametrize("name", ["lm_eval/arc_easy", "lm_eval__arc_easy"])
+def test_docs_of_a_task_with_a_slash_are_found(tmp_path: Path, name: str) -> None:
+    folder = build(tmp_path, layers=2)
+    (folder / "docs" / "lm_eval" / "arc_easy.jsonl").rename(folder / "docs" / "moved")
+    (folder / "docs" / name).parent.mkdir(exist_ok=True)
+    (folder / "docs" / "moved").rename(folder / "docs" / f"{name}.jsonl")
+    assert any(task == "lm_eval/arc_easy" for task, _ in read_run(folder).docs)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "difference", "sign", "mood"),
+    [
+        ("DIFFERENT", -0.1, "≠", "bad"),
+        ("DIFFERENT", 0.1, ">", "good"),
+        ("EQUIVALENT", 0.0, "=", "good"),
+        ("INCONCLUSIVE", None, "?", "neutral"),
+        ("SATURATED", 0.0, "○", "neutral"),
+    ],
+)
+def test_verdicts_carry_a_sign_beside_their_colour(
+    verdict: str, difference: float | None, sign: str, mood: str
+) -> None:
+    assert comparison_section.tone(verdict, difference) == (sign, mood)
 
 
 def test_errors_are_listed_with_their_reason(page: str) -> None:

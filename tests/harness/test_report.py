@@ -373,6 +373,16 @@ def test_text_has_enough_contrast(browser: Any, hostile_file: Path, scheme: str)
         assert worst["ratio"] >= 4.5, worst
 
 
+def test_paper_takes_every_table_whole(browser: Any, hostile_file: Path) -> None:
+    width = 1030  # A4 landscape less margins, in CSS pixels
+    with Visit(browser, hostile_file, width) as visit:
+        visit.page.emulate_media(media="print")
+        visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert visit.page.locator("details.fold:not([open])").count() == 0
+        wide = "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1)"
+        assert visit.page.evaluate(f"{wide}.map(t => t.closest('section').id + t.innerText.slice(0, 80))") == []
+
+
 CONTRAST = """() => {
   const channels = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
   const luminance = ([r, g, b]) => {

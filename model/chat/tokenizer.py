@@ -32,7 +32,7 @@ class TextTokenizer:
         self.template = _template_text(source.chat_template)
         self.eos_ids = eos_ids
         self.bos = self._added_in_front()
-        self._json = self.backend.to_str()
+        self._digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()
         # post-processors add special tokens and may trim spaces off the offsets: neither is wanted
         self.backend.post_processor = None
 
@@ -55,7 +55,7 @@ class TextTokenizer:
 
     def fingerprint(self, kind: str) -> str:
         digest = hashlib.sha256()
-        for part in (kind, str(ENCODING_VERSION), self._json, self.template or "", self.bos, str(self.eos_ids)):
+        for part in (kind, str(ENCODING_VERSION), self._digest, self.template or "", self.bos, str(self.eos_ids)):
             digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
         return digest.hexdigest()
 

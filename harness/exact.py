@@ -38,7 +38,7 @@ def sign_bound(num_against: int, num_clusters: int, margin: float) -> float:
     For clusters of like size. With scores in 0..1 a mean loss of the margin needs a chance of at least the margin that
     a cluster loses, so P(Binomial(clusters, margin) <= observed losses) bounds p whatever the sizes of the losses are.
     """
-    from scipy.special import bdtr  # type: ignore[import-untyped]
+    from scipy.special import bdtr
 
     return float(bdtr(num_against, num_clusters, margin)) if margin < 1 else 0.0
 

@@ -90,7 +90,7 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """d^-1/2 of the MHA form times YaRN's mscale squared: the same in every form."""
-        return self.query_dim**-0.5 * self.rope.softmax_factor
+        return float(self.query_dim**-0.5) * self.rope.softmax_factor
 
 
 def read_config(raw: Mapping[str, Any], source: str) -> ModelConfig:

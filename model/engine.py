@@ -139,10 +139,7 @@ class LocalEngine:
         limit = min(len(ids), len(mine) - 1)
         if sequence.probe is not None and sequence.probe.prompt_positions:
             limit = min(limit, sequence.probe.prompt_positions[0])
-        same_kind = all(
-            (a.index is None) == (b.index is None) for a, b in zip(cache.layers, sequence.cache.layers, strict=True)
-        )
-        if variant != sequence.request.variant or not same_kind:
+        if variant != sequence.request.variant or cache.indexed != sequence.cache.indexed:
             return
         shared = next((i for i in range(limit) if ids[i] != mine[i]), limit) // PREFILL_CHUNK * PREFILL_CHUNK
         if shared:

@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def sampled_positions(probes: Probes, prompt_tokens: int) -> list[int]:
-    """Prompt positions to probe, ascending, no position twice: a function of the probe's seed and the prompt's length."""
+    """Prompt positions to probe, ascending, no position twice: by the probe's seed and the prompt's length."""
     count = min(probes.queries, prompt_tokens)
     return sorted(random.Random(f"{probes.seed}/{prompt_tokens}").sample(range(prompt_tokens), count))
 

@@ -14,6 +14,8 @@ CATEGORIES = (
     *("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance"),
 )
 MODES = ("prompting", "native")
+# the hub's copy has had version 3's files, whose names differ for three categories
+_OLDER_NAMES = {"simple_python": "simple", "simple_java": "java", "simple_javascript": "javascript"}
 
 
 def load_items(data: str | None, categories: Sequence[str]) -> list[dict[str, Any]]:
@@ -45,12 +47,11 @@ def check_choice(option: str, name: object, choices: Sequence[str]) -> None:
 
 
 def _load_category(data: str | None, category: str) -> Iterator[dict[str, Any]]:
-    name = f"BFCL_v4_{category}.json"
-    path = _locate(data, name)
+    path = _locate(data, "", category)
     questions = list(_read_lines(path))
     answers: dict[str, tuple[str, Any]] = {}
     if "relevance" not in category:
-        answer_path = _locate(data, f"possible_answer/{name}")
+        answer_path = _locate(data, "possible_answer/", category)
         answers = {_field(row, "id", str, where): (where, row) for where, row in _read_lines(answer_path)}
     seen: set[str] = set()
     for where, row in questions:
@@ -62,7 +63,7 @@ def _load_category(data: str | None, category: str) -> Iterator[dict[str, Any]]:
         accepted: list[dict[str, Any]] = []
         if "relevance" not in category:
             if item_id not in answers:
-                raise TaskError(f"{where}: id {item_id} has no line in possible_answer/{name}")
+                raise TaskError(f"{where}: id {item_id} has no line in possible_answer/{path.name}")
             accepted = _accepted(answers[item_id][1], functions, answers[item_id][0])
         yield {
             "id": item_id,
@@ -73,20 +74,34 @@ def _load_category(data: str | None, category: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _locate(data: str | None, name: str) -> Path:
+def _locate(data: str | None, folder: str, category: str) -> Path:
+    name = f"{folder}BFCL_v4_{category}.json"
     if data is not None:
         path = Path(data) / name
         if not path.is_file():
             raise TaskError(f"tool_use: data: no file {name} in {data}; expected a folder with BFCL's v4 files")
         return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    return _download(name, f"{folder}BFCL_v3_{_OLDER_NAMES.get(category, category)}.json")
 
-    try:
-        return Path(hf_hub_download(HUB_DATASET, name, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TaskError(f"tool_use: cannot read {name} of {HUB_DATASET} ({reason}); set data: to a folder") from None
+
+def _download(*names: str) -> Path:
+    """The first of the files that the hub's data set, or its local copy when there is no network, has."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    reason = ""
+    for name in names:
+        try:
+            return Path(hf_hub_download(HUB_DATASET, name, repo_type="dataset"))
+        except EntryNotFoundError as error:  # not on the hub, or neither network nor local copy
+            reason = reason or " ".join(str(error).split())[:160]
+        except Exception as error:  # connection, hub and cache errors share no base class
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            break
+    raise TaskError(
+        f"tool_use: {' or '.join(names)} of hub data set {HUB_DATASET} could not be loaded ({reason}); "
+        "set data: to a local folder"
+    )
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

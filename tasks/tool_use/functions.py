@@ -78,11 +78,6 @@ def process_results(doc: Doc, results: list[str]) -> dict[str, Any]:
     return {"accuracy": float(score.right), "decoded": float(score.decoded), "answer": score.answer}
 
 
-def parsed_share(answers: Sequence[str | None]) -> float:
-    """Share of answers that could be read."""
-    return sum(answer is not None for answer in answers) / len(answers)
-
-
 def faulty_items() -> frozenset[str]:
     """Ids of items that no answer can get right under the official rules; see README.md."""
     return frozenset(FAULTY_ITEMS)

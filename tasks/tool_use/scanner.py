@@ -63,7 +63,10 @@ class Scanner:
     def sees(self, *symbols: str) -> str | None:
         """The first of `symbols` that comes next, without moving."""
         start = self.skip()
-        return next((symbol for symbol in symbols if self.text.startswith(symbol, start)), None)
+        for symbol in symbols:
+            if self.text.startswith(symbol, start):
+                return symbol
+        return None
 
     def take(self, *symbols: str) -> str | None:
         """Like `sees`, and moves behind it."""

@@ -198,7 +198,7 @@ _REPEATED = [
 
 
 @pytest.mark.parametrize("decode", DECODERS)
-@pytest.mark.parametrize("size", [300, 3_000, MAX_CHARS - 100])
+@pytest.mark.parametrize("size", [300, MAX_CHARS - 100])
 def test_nothing_is_slow_or_too_deep(decode: Callable[[str], list[Any]], size: int) -> None:
     for name, text in _pathological(size).items():
         start = time.process_time()

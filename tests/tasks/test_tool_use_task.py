@@ -170,6 +170,33 @@ def test_options_that_cannot_be_used_are_named(data: Path, options: dict[str, An
         functions.build(data=str(data), **options)
 
 
+def test_hub_files_of_either_version_are_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    asked: list[str] = []
+
+    def download(repository: str, name: str, repo_type: str) -> str:
+        assert (repository, repo_type) == ("gorilla-llm/Berkeley-Function-Calling-Leaderboard", "dataset")
+        asked.append(name)
+        if "BFCL_v4" in name:
+            raise EntryNotFoundError("no such entry")
+        return str(data / name.replace("BFCL_v3_java", "BFCL_v4_simple_java"))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    docs = functions.build(data=None, categories=["simple_java"])["test"]
+    assert [doc["id"] for doc in docs] == ["simple_java_0"]
+    assert asked[1::2] == ["BFCL_v3_java.json", "possible_answer/BFCL_v3_java.json"]
+
+    def no_network(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("no network\nand no cached copy")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
+    with pytest.raises(TaskError, match=r"could not be loaded \(no network and no cached copy\); set data") as caught:
+        functions.build(data=None, categories=["simple_java"])
+    assert "\n" not in str(caught.value)
+
+
 ROW = {"id": "simple_python_0", "question": [[{"role": "user", "content": "Please."}]], "function": [TEA]}
 
 

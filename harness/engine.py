@@ -1,0 +1,124 @@
+"""The harness's one door to the model package: the types that cross it, and how engines and encodings are opened.
+
+Importing this module loads no torch: engines, tokenizers and checkpoints are imported when they are opened.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from harness.errors import HarnessError
+from model.errors import ModelError
+from model.request import (
+    SELECTORS,
+    Attention,
+    CacheDtype,
+    FinishReason,
+    IndexDtype,
+    ProbeResult,
+    Probes,
+    Request,
+    Result,
+    Sampling,
+    Selector,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from harness.config import ModelChoice
+    from model.chat.encoding import ChatEncoding
+
+__all__ = [
+    "SELECTORS",
+    "Attention",
+    "CacheDtype",
+    "Engine",
+    "FinishReason",
+    "IndexDtype",
+    "ModelError",
+    "ModelFacts",
+    "ProbeResult",
+    "Probes",
+    "Request",
+    "Result",
+    "Sampling",
+    "Selector",
+    "Usage",
+    "describe_model",
+    "open_encoding",
+    "open_engine",
+]
+
+
+class Engine(Protocol):
+    """Answers requests; local, scripted and endpoint engines are interchangeable."""
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Results as they finish, in any order; requests may be pulled lazily.
+
+        One bad request never raises: it comes back with finish_reason "error".
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the plan must know about a model before a weight is loaded.
+
+    fingerprint: of the weights, part of every journal key. context_length: None is unknown (endpoints, scripts).
+    selectors: who can choose keys in this model; empty where attention cannot be set at all.
+    """
+
+    fingerprint: str
+    context_length: int | None
+    selectors: tuple[Selector, ...]
+
+
+def describe_model(choice: "ModelChoice") -> ModelFacts:
+    """Reads config.json and the headers of the checkpoint, never a weight. Raises ModelError where they are missing."""
+    if choice.kind == "scripted":
+        return ModelFacts(fingerprint=f"scripted-{choice.scripted}", context_length=None, selectors=SELECTORS)
+    if choice.kind == "endpoint":
+        seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
+        return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None, selectors=())
+    from model.checkpoint import describe
+
+    facts = describe(choice.path)
+    return ModelFacts(
+        fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
+        context_length=facts["context_length"],
+        selectors=tuple(facts["selectors"]),
+    )
+
+
+def open_encoding(choice: "ModelChoice") -> "ChatEncoding":
+    """The model's own chat encoding; bytes for scripts, and for endpoints that were given no tokenizer."""
+    folder = choice.path if choice.kind == "local" else choice.tokenizer if choice.kind == "endpoint" else None
+    if folder is None:
+        from harness.scripted import ByteEncoding
+
+        return ByteEncoding()
+    from model.chat.encoding import load_encoding
+    from model.checkpoint import resolve
+
+    return load_encoding(Path(resolve(folder)), choice.chat_template if choice.kind == "local" else None)
+
+
+def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> Engine:
+    """An engine that serves the named variants of one model; the weights are loaded once for all of them."""
+    if choice.kind == "scripted":
+        from harness.scripted import ScriptedEngine
+
+        return ScriptedEngine()
+    if choice.kind == "endpoint":
+        from harness.endpoint import EndpointEngine
+
+        return EndpointEngine(choice.endpoint, choice.name, key_env=choice.key_env)
+    if importlib.util.find_spec("torch") is None:
+        raise HarnessError("model.path: serving weights needs torch, which is not installed: pip install dsa-eval")
+    from model.engine import LocalEngine
+
+    return LocalEngine(choice.path, attentions, dtype=choice.dtype)

@@ -5,12 +5,10 @@ Importing this module loads no torch: engines, tokenizers and checkpoints are im
 
 import dataclasses
 import hashlib
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from harness.errors import HarnessError
 from model.errors import ModelError
 from model.request import (
     SELECTORS,
@@ -79,9 +77,11 @@ class ModelFacts:
 
 def describe_model(choice: "ModelChoice") -> ModelFacts:
     """Reads config.json and the headers of the checkpoint, never a weight. Raises ModelError where they are missing."""
-    if choice.kind == "scripted":
+    from harness.config import EndpointModel, ScriptedModel
+
+    if isinstance(choice, ScriptedModel):
         return ModelFacts(fingerprint=f"scripted-{choice.scripted}", context_length=None, selectors=SELECTORS)
-    if choice.kind == "endpoint":
+    if isinstance(choice, EndpointModel):
         seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
         return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None, selectors=())
     from model.checkpoint import describe
@@ -96,7 +96,13 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
 
 def open_encoding(choice: "ModelChoice") -> "ChatEncoding":
     """The model's own chat encoding; bytes for scripts, and for endpoints that were given no tokenizer."""
-    folder = choice.path if choice.kind == "local" else choice.tokenizer if choice.kind == "endpoint" else None
+    from harness.config import EndpointModel, LocalModel
+
+    folder = chat_template = None
+    if isinstance(choice, LocalModel):
+        folder, chat_template = choice.path, choice.chat_template
+    elif isinstance(choice, EndpointModel):
+        folder = choice.tokenizer
     if folder is None:
         from harness.scripted import ByteEncoding
 
@@ -104,21 +110,21 @@ def open_encoding(choice: "ModelChoice") -> "ChatEncoding":
     from model.chat.encoding import load_encoding
     from model.checkpoint import resolve
 
-    return load_encoding(Path(resolve(folder)), choice.chat_template if choice.kind == "local" else None)
+    return load_encoding(Path(resolve(folder)), chat_template)
 
 
 def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> Engine:
     """An engine that serves the named variants of one model; the weights are loaded once for all of them."""
-    if choice.kind == "scripted":
+    from harness.config import EndpointModel, ScriptedModel
+
+    if isinstance(choice, ScriptedModel):
         from harness.scripted import ScriptedEngine
 
         return ScriptedEngine()
-    if choice.kind == "endpoint":
+    if isinstance(choice, EndpointModel):
         from harness.endpoint import EndpointEngine
 
         return EndpointEngine(choice.endpoint, choice.name, key_env=choice.key_env)
-    if importlib.util.find_spec("torch") is None:
-        raise HarnessError("model.path: serving weights needs torch, which is not installed: pip install dsa-eval")
     from model.engine import LocalEngine
 
     return LocalEngine(choice.path, attentions, dtype=choice.dtype)

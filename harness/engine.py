@@ -26,8 +26,9 @@ from model.request import (
 )
 
 if TYPE_CHECKING:
-    from harness.config import ModelChoice
     from model.chat.encoding import ChatEncoding
+
+    from harness.config import ModelChoice
 
 __all__ = [
     "SELECTORS",
@@ -120,11 +121,14 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> E
     if isinstance(choice, ScriptedModel):
         from harness.scripted import ScriptedEngine
 
-        return ScriptedEngine()
+        engine: Engine = ScriptedEngine()
+        return engine
     if isinstance(choice, EndpointModel):
         from harness.endpoint import EndpointEngine
 
-        return EndpointEngine(choice.endpoint, choice.name, key_env=choice.key_env)
+        engine: Engine = EndpointEngine(choice.endpoint, choice.name, key_env=choice.key_env)
+        return engine
     from model.engine import LocalEngine
 
-    return LocalEngine(choice.path, attentions, dtype=choice.dtype)
+    local: Engine = LocalEngine(choice.path, attentions, dtype=choice.dtype)
+    return local

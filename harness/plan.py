@@ -9,8 +9,9 @@ from harness.engine import Request, Result
 from harness.records import Record
 
 if TYPE_CHECKING:
-    from harness.taskset import Task
     from model.chat.encoding import ChatEncoding
+
+    from harness.taskset import Task
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

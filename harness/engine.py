@@ -69,11 +69,13 @@ class ModelFacts:
 
     fingerprint: of the weights, part of every journal key. context_length: None is unknown (endpoints, scripts).
     selectors: who can choose keys in this model; empty where attention cannot be set at all.
+    numerics: version of the arithmetic; raised when the same weights would give other bits.
     """
 
     fingerprint: str
     context_length: int | None
-    selectors: tuple[Selector, ...]
+    selectors: tuple[Selector, ...] = ()
+    numerics: int = 1
 
 
 def describe_model(choice: "ModelChoice") -> ModelFacts:
@@ -81,10 +83,10 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
     from harness.config import EndpointModel, ScriptedModel
 
     if isinstance(choice, ScriptedModel):
-        return ModelFacts(fingerprint=f"scripted-{choice.scripted}", context_length=None, selectors=SELECTORS)
+        return ModelFacts(fingerprint=f"scripted-{choice.scripted}", context_length=None)
     if isinstance(choice, EndpointModel):
         seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
-        return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None, selectors=())
+        return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
     from model.checkpoint import describe
 
     facts = describe(choice.path)
@@ -92,6 +94,7 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
         selectors=tuple(facts["selectors"]),
+        numerics=facts.get("numerics", 1),
     )
 
 
@@ -121,8 +124,8 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> E
     if isinstance(choice, ScriptedModel):
         from harness.scripted import ScriptedEngine
 
-        engine: Engine = ScriptedEngine()
-        return engine
+        script: Engine = ScriptedEngine()
+        return script
     if isinstance(choice, EndpointModel):
         from harness.endpoint import EndpointEngine
 

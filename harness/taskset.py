@@ -23,7 +23,7 @@ TASKS = Path(__file__).resolve().parents[1] / "tasks"
 
 
 def find_tasks(entries: Sequence[TaskEntry]) -> tuple[Task, ...]:
-    """The tasks of a suite, groups and tags expanded, in order. Raises HarnessError with the key path of what is wrong."""
+    """The tasks of a suite, groups and tags expanded, in order. Raises HarnessError with the wrong key path."""
     tasks: list[Task] = []
     for index, entry in enumerate(entries):
         where = f"tasks.{index}"

@@ -26,8 +26,9 @@ class Ask:
 class Doc:
     """One sample. row: what scorers see, without the fields that are too large to store.
 
-    asks: one for generation, one per choice for log-likelihoods. gold, wrong: what the scripted models answer; of a
-    log-likelihood task the continuation that they hold for true. needles: sentences that must be in the prompt.
+    asks: one for generation, one per choice for log-likelihoods. gold, wrong: what the scripted models answer.
+    gold_ask, wrong_ask: of a log-likelihood task the ask that they hold for true, None where none is.
+    needles: sentences that must be in the prompt.
     """
 
     id: str
@@ -38,6 +39,8 @@ class Doc:
     asks: tuple[Ask, ...]
     gold: str
     wrong: str
+    gold_ask: int | None = None
+    wrong_ask: int | None = None
     needles: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from model.chat.encoding import ChatEncoding, Reply, ToolCall
 from model.errors import ModelError
 from model.request import (
     SELECTORS,
@@ -26,14 +27,13 @@ from model.request import (
 )
 
 if TYPE_CHECKING:
-    from model.chat.encoding import ChatEncoding
-
     from harness.config import ModelChoice
 
 __all__ = [
     "SELECTORS",
     "Attention",
     "CacheDtype",
+    "ChatEncoding",
     "Engine",
     "FinishReason",
     "IndexDtype",
@@ -41,10 +41,12 @@ __all__ = [
     "ModelFacts",
     "ProbeResult",
     "Probes",
+    "Reply",
     "Request",
     "Result",
     "Sampling",
     "Selector",
+    "ToolCall",
     "Usage",
     "describe_model",
     "open_encoding",
@@ -98,7 +100,7 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
     )
 
 
-def open_encoding(choice: "ModelChoice") -> "ChatEncoding":
+def open_encoding(choice: "ModelChoice") -> ChatEncoding:
     """The model's own chat encoding; bytes for scripts, and for endpoints that were given no tokenizer."""
     from harness.config import EndpointModel, LocalModel
 

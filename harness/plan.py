@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.config import Config, EndpointModel, LocalModel, ModelChoice, ScriptedModel
 from harness.docs import Doc, excerpts, hash_of
-from harness.engine import ModelFacts, Probes, Request, describe_model, open_encoding
+from harness.engine import ChatEncoding, ModelFacts, Probes, Request, describe_model, open_encoding
 from harness.errors import HarnessError
 from harness.record import PlannedItem, record_of
 from harness.render import Prompt, render_doc, token_counter
@@ -14,9 +14,6 @@ from harness.scorer import Scorer
 from harness.task import Task
 from harness.taskset import find_tasks
 from harness.yaml_errors import nearest
-
-if TYPE_CHECKING:
-    from model.chat.encoding import ChatEncoding
 
 __all__ = ["Plan", "PlannedItem", "make_plan", "record_of"]
 
@@ -35,7 +32,7 @@ class Plan:
     items: tuple[PlannedItem, ...]
     docs: Mapping[str, list[dict[str, Any]]]
     entries: Mapping[str, Task]
-    encodings: Mapping[str, "ChatEncoding"]
+    encodings: Mapping[str, ChatEncoding]
     fingerprints: Mapping[str, str]
     probed: frozenset[str]
 
@@ -55,16 +52,17 @@ class _Served:
 
     choice: ModelChoice
     facts: ModelFacts
-    encoding: "ChatEncoding"
+    encoding: ChatEncoding
 
-    def thinking(self, task: Task, has_tools: bool = False) -> bool:
+    def thinking(self, task: Task) -> bool:
         """The entry's word, else the model's, else the protocol's; false where there is nothing to switch."""
         asked = task.entry.thinking
-        if asked and not self.encoding.has_thinking_switch:
+        has_switch = self.encoding.has_thinking_switch or isinstance(self.choice, EndpointModel)
+        if asked and not has_switch:
             raise HarnessError(f"{task.where}.thinking: the model has no thinking switch; expected false or nothing")
         default = None if isinstance(self.choice, ScriptedModel) else self.choice.thinking
         wanted = next((value for value in (asked, default, task.protocol.thinking) if value is not None), False)
-        return wanted and self.encoding.has_thinking_switch
+        return wanted and has_switch
 
 
 def make_plan(config: Config, *, limit: int | None = None) -> Plan:
@@ -138,7 +136,7 @@ def _plan_doc(
 def _checked(task: Task, doc: Doc, model: _Served) -> tuple[Prompt, ...]:
     """The rendered prompts, with what must hold: needles are there, prompt and answer fit the context."""
     where = f"{task.where} ({task.label}), doc {doc.id}"
-    if doc.asks[0].tools and not model.encoding.has_native_tools:
+    if doc.asks[0].tools and not (model.encoding.has_native_tools or isinstance(model.choice, EndpointModel)):
         raise HarnessError(f"{where}: the model has no tool format of its own; use the prompting mode of {task.name}")
     try:
         prompts = render_doc(doc, model.encoding, model.thinking(task))
@@ -150,8 +148,8 @@ def _checked(task: Task, doc: Doc, model: _Served) -> tuple[Prompt, ...]:
         if context is not None and len(prompt.token_ids) + answer > context:
             cure = "shorter lengths" if "lengths" in task.options else "a model with a longer context"
             raise HarnessError(
-                f"{where}: {len(prompt.token_ids)} prompt and {answer} answer tokens do not fit the context of {context}"
-                f": set a lower generation.max_tokens or choose {cure}"
+                f"{where}: {len(prompt.token_ids)} prompt and {answer} answer tokens do not fit the context of "
+                f"{context}: set a lower generation.max_tokens or choose {cure}"
             )
     return prompts
 
@@ -237,10 +235,10 @@ def _reply(choice: ModelChoice, doc: Doc, index: int, prompt: Prompt) -> str | N
         return None
     if choice.scripted == "empty":
         return ""
+    gold = choice.scripted == "gold"
     if prompt.continuation is None:
-        return doc.gold if choice.scripted == "gold" else doc.wrong
-    chosen = doc.gold if choice.scripted == "gold" else doc.wrong
-    return prompt.reply if doc.asks[index].continuation == chosen else ""
+        return doc.gold if gold else doc.wrong
+    return prompt.reply if index == (doc.gold_ask if gold else doc.wrong_ask) else ""
 
 
 def _probes(config: Config, variant: str, model: _Served, prompt: Prompt) -> Probes | None:

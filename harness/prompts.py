@@ -48,21 +48,19 @@ def asks_of(task: Any, row: Mapping[str, Any], *, shots_seed: str, has_template:
     return tuple(found)
 
 
-def scripts_of(task: Any, row: Mapping[str, Any], asks: Sequence[Ask]) -> tuple[str, str]:
-    """(gold, wrong) of an lm-eval task: its target, and something else.
-
-    Of a log-likelihood task, the continuation held for true: the gold choice's or another's.
-    """
+def script_of(task: Any, row: Mapping[str, Any]) -> str:
+    """The target text of an lm-eval task: the first of several."""
     target = task.doc_to_target(row)
     target = target[0] if isinstance(target, list) and target else target
-    if asks[0].continuation is None:
-        gold = task.doc_to_choice(row)[target] if isinstance(target, int) and task.config.doc_to_choice else target
-        return str(gold), "no such answer"
-    texts = [ask.continuation or "" for ask in asks]
-    if len(texts) == 1:
-        return texts[0], ""
-    if getattr(task, "multiple_input", 0):  # every choice has its own context and the same continuation
-        return texts[0], ""
-    choices = task.doc_to_choice(row)
-    place = target if isinstance(target, int) else choices.index(target) if target in choices else 0
-    return texts[place], next((text for text in texts if text != texts[place]), "")
+    if task.config.doc_to_choice is not None and isinstance(target, int) and not task.multiple_input:
+        return str(task.doc_to_choice(row)[target])
+    return str(target)
+
+
+def true_ask_of(task: Any, row: Mapping[str, Any]) -> int:
+    """Place of the gold choice of a log-likelihood task; 0 where there is one continuation only."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return 0
+    gold = task.doc_to_text(row) if task.multiple_input else task.doc_to_target(row)
+    gold = gold[0] if isinstance(gold, list) and gold else gold
+    return gold if isinstance(gold, int) else task.doc_to_choice(row).index(gold)

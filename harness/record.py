@@ -3,13 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.engine import Request, Result
+from harness.engine import ChatEncoding, Request, Result
 from harness.records import Record, Response
-
-if TYPE_CHECKING:
-    from model.chat.encoding import ChatEncoding
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +32,7 @@ class PlannedItem:
     requests: tuple[Request, ...]
 
 
-def record_of(item: PlannedItem, results: Sequence[Result], encoding: "ChatEncoding") -> Record:
+def record_of(item: PlannedItem, results: Sequence[Result], encoding: ChatEncoding) -> Record:
     """The journal line of an item; `results` are in the order of `item.requests`.
 
     An error in any of the results makes the record an error without responses.
@@ -68,7 +65,7 @@ def record_of(item: PlannedItem, results: Sequence[Result], encoding: "ChatEncod
     )
 
 
-def response_of(request: Request, result: Result, encoding: "ChatEncoding") -> Response:
+def response_of(request: Request, result: Result, encoding: ChatEncoding) -> Response:
     """What scorers and tables need of one completion; the thought is separated by token ids, never by text alone."""
     if request.continuation is not None:
         return Response(

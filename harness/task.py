@@ -7,7 +7,7 @@ from typing import Any
 from harness.config import TaskEntry
 from harness.docs import Ask, Doc, hash_of, plain
 from harness.errors import HarnessError
-from harness.prompts import asks_of, scripts_of
+from harness.prompts import asks_of, script_of, true_ask_of
 from harness.protocol import Protocol
 from harness.quiet import quiet
 from harness.scorer import Scorer
@@ -90,7 +90,8 @@ class Task:
         tools = meta["tools"](row) if "tools" in meta else None
         if tools:
             asks = (dataclasses.replace(asks[0], tools=tuple(tools)),)
-        gold, wrong = scripts_of(task, row, asks)
+        scored = asks[0].continuation is not None
+        true_ask = true_ask_of(task, row) if scored else None
         unscored = set(meta.get("unscored") or ())
         return Doc(
             id=name,
@@ -99,7 +100,9 @@ class Task:
             group={field: plain(row[field]) for field in meta.get("group") or ()},
             cluster=str(row[meta["cluster"]]) if meta.get("cluster") else name,
             asks=asks,
-            gold=gold,
-            wrong=meta["wrong"](row) if "wrong" in meta else wrong,
+            gold=script_of(task, row),
+            wrong=meta["wrong"](row) if "wrong" in meta else "no such answer",
+            gold_ask=true_ask,
+            wrong_ask=None if true_ask is None or len(asks) == 1 else true_ask - 1 if true_ask else 1,
             needles=tuple(row[meta["needles"]]) if meta.get("needles") else (),
         )

@@ -67,7 +67,7 @@ def _heading(readme: Path) -> str:
 
 
 def _our_index() -> Mapping[str, Any]:
-    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+    from lm_eval.tasks import TaskManager
 
     with quiet():
         index: Mapping[str, Any] = TaskManager(include_path=str(TASKS), include_defaults=False).task_index
@@ -77,20 +77,20 @@ def _our_index() -> Mapping[str, Any]:
 @functools.cache
 def _installed_manager() -> Any:
     """lm-eval's own tasks; reading their 14,000 names takes 9 s, so only when one is named."""
-    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+    from lm_eval.tasks import TaskManager
 
     with quiet():
         return TaskManager()
 
 
 def _mean() -> Any:
-    from lm_eval.api.metrics import mean  # type: ignore[import-untyped]
+    from lm_eval.api.metrics import mean
 
     return mean
 
 
 def _open_ours(name: str, metadata: Mapping[str, Any]) -> Any:
-    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+    from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=dict(metadata))
     return manager.load([name])["tasks"][name]
@@ -105,7 +105,7 @@ def _ours(entry: TaskEntry, where: str) -> list[Task]:
 
 
 def _our_task(entry: TaskEntry, name: str, path: Path, where: str, *, alone: bool) -> Task:
-    from lm_eval.tasks._yaml_loader import load_yaml  # type: ignore[import-untyped]
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     cfg = load_yaml(path)
     metadata = cfg.get("metadata") or {}
@@ -145,7 +145,7 @@ def _members(name: str, index: Mapping[str, Any]) -> list[str]:
 
 
 def _filters(declared: Sequence[Mapping[str, Any]] | None) -> list[Any]:
-    from lm_eval.filters import build_filter_ensemble  # type: ignore[import-untyped]
+    from lm_eval.filters import build_filter_ensemble
 
     if not declared:
         return [build_filter_ensemble("none", [("take_first", None)])]

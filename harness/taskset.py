@@ -67,7 +67,7 @@ def _heading(readme: Path) -> str:
 
 
 def _our_index() -> Mapping[str, Any]:
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
     with quiet():
         index: Mapping[str, Any] = TaskManager(include_path=str(TASKS), include_defaults=False).task_index
@@ -84,7 +84,7 @@ def _installed_manager() -> Any:
 
 
 def _mean() -> Any:
-    from lm_eval.api.metrics import mean
+    from lm_eval.api.metrics import mean  # type: ignore[import-untyped]
 
     return mean
 
@@ -145,7 +145,7 @@ def _members(name: str, index: Mapping[str, Any]) -> list[str]:
 
 
 def _filters(declared: Sequence[Mapping[str, Any]] | None) -> list[Any]:
-    from lm_eval.filters import build_filter_ensemble
+    from lm_eval.filters import build_filter_ensemble  # type: ignore[import-untyped]
 
     if not declared:
         return [build_filter_ensemble("none", [("take_first", None)])]

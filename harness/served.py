@@ -35,7 +35,7 @@ def serve(choice: ModelChoice) -> Served:
 
 
 def check_margins(config: Config, tasks: Iterable[Task]) -> None:
-    known = ["default", *(task.label for task in tasks)]
+    known = ["default", "pooled", *(task.label for task in tasks)]
     for name in config.compare.margin if config.compare else ():
         if name not in known:
             raise HarnessError(f"compare.margin.{name}: not a task of this config{nearest(name, known)}")

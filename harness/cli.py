@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command runs; every user's error is one line and exit code 2."""
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,8 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from harness.engine import ModelError
         from harness.errors import HarnessError
-        from model.errors import ModelError
 
         try:
             command(*args, **kwargs)
@@ -39,7 +40,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
             print(f"dsa-eval: {' '.join(str(error).split())}", file=sys.stderr)
             raise typer.Exit(USER_ERROR) from None
         except KeyboardInterrupt:
-            print(f"dsa-eval: stopped; go on with: {' '.join(['dsa-eval', *sys.argv[1:]])}", file=sys.stderr)
+            print(f"dsa-eval: stopped; go on with: {shlex.join(['dsa-eval', *sys.argv[1:]])}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
 
     return wrapped
@@ -66,7 +67,9 @@ def run(
 @one_line_errors
 def compare(
     run_folder: RunFolder,
-    other: Annotated[Path | None, typer.Argument(help="A second run, compared with the first variant by variant.")] = None,
+    other: Annotated[
+        Path | None, typer.Argument(help="A second run, compared with the first variant by variant.")
+    ] = None,
     across_weights: Annotated[
         bool, typer.Option("--across-weights", help="Allow runs of different weights; the table says so.")
     ] = False,

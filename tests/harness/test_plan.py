@@ -1,4 +1,4 @@
-"""The plan: the same prompts for every variant, keys that change with what could change an answer, checks before work."""
+"""The plan: same prompts for every variant, keys that change with what could change an answer, checks before work."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -192,7 +192,7 @@ def test_needle_spans_hold_the_needle_after_tokenisation():
 
 
 def test_a_needle_that_the_tokenizer_garbles_stops_the_plan(local_model):
-    local_model.encoding.decode = lambda ids: bytes(i for i in ids).decode().replace("w0", "w8")
+    local_model.encoding.decode = lambda ids: ThinkingBytes().decode(ids).replace("w0", "w8")
     with pytest.raises(HarnessError, match=r"tasks.0 \(words\), doc 200/0: the needle .* is not in the prompt after"):
         planned()
 
@@ -316,7 +316,7 @@ def test_an_endpoint_gets_messages_and_the_start_of_the_answer_as_one():
     endpoint = {"model": {"endpoint": "http://h", "name": "n"}, "variants": {"a": {}}}
     request = item_of(planned(**endpoint, tasks=[{"task": "colours", "samples": 1}]), "a").requests[0]
     assert [message["role"] for message in request.messages] == ["user"]
-    with pytest.raises(HarnessError, match="model.tokenizer: words makes prompts of given lengths"):
+    with pytest.raises(HarnessError, match=r"model\.tokenizer: words makes prompts of given lengths"):
         planned(**endpoint)
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from harness import taskset
-from harness.config import Generation, TaskEntry
+from harness.config import Config, Generation, TaskEntry
 from harness.errors import HarnessError
+from harness.plan import make_plan, record_of
 from harness.records import Response
+from harness.scores import score
+from harness.scripted import ScriptedEngine
 from harness.selection import spread_order
 from harness.taskset import find_tasks, list_tasks
 from tests.harness.made_up import write_tasks
@@ -261,6 +264,24 @@ def test_a_choice_task_of_lm_eval_asks_once_per_choice(installed_index, tmp_path
     right = task.scorer.score(doc.row, chosen(-3.0, -1.0, -2.0))
     assert right.metrics == {"acc": 1.0, "acc_norm": 0.0} and right.answer == "1"  # -0.2 a letter beats -0.5
     assert task.scorer.score(doc.row, chosen(-1.0, -3.0, -9.0)).metrics["acc"] == 0.0
+
+
+@pytest.mark.parametrize(("script", "mean"), [("gold", 1.0), ("wrong", 0.0), ("empty", 0.0)])
+def test_scripts_score_what_they_should_in_tasks_of_lm_eval(installed_index, tmp_path, monkeypatch, script, mean):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tasks = [
+        {"task": "lm_eval/gsm8k", "data": write_splits(tmp_path / "gsm8k", GSM8K, "train", "test"), "num_fewshot": 1},
+        {"task": "lm_eval/arc_easy", "data": write_splits(tmp_path / "arc", ARC[1:], "train", "validation", "test")},
+    ]
+    raw = {"name": "t", "model": {"scripted": script}, "variants": {"a": {}}, "tasks": tasks}
+    plan = make_plan(Config.model_validate(raw))
+    encoding = plan.encodings["a"]
+    records = [record_of(item, list(ScriptedEngine().run(item.requests)), encoding) for item in plan.items]
+    scores = score(records, json.loads(json.dumps(plan.docs)), plan.scorers)
+    assert len(scores) == 8 + 3
+    # a script that holds no choice for true gives all the same log-likelihood, and the first one wins
+    judged = [sample for sample in scores if script != "empty" or sample.task == "lm_eval/gsm8k"]
+    assert {sample.metrics[sample.headline] for sample in judged} == {mean}
 
 
 def test_tasks_of_lm_eval_that_cannot_be_run_are_refused(installed_index, tmp_path):

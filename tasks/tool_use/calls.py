@@ -12,6 +12,10 @@ class DecodeError(ValueError):
     """The text is not a call list; the message says why in a few words."""
 
 
+class NoCallError(DecodeError):
+    """The text is source code of the right language, but holds no call."""
+
+
 def canonical(calls: list[Call]) -> str:
     """One text for all answers with the same calls: arguments sorted by name, calls sorted by text.
 

@@ -8,7 +8,7 @@ repairs by guessing is refused here.
 import re
 from dataclasses import dataclass, field
 
-from tasks.tool_use.calls import Call, DecodeError
+from tasks.tool_use.calls import Call, DecodeError, NoCallError
 from tasks.tool_use.decode_python import bracketed
 from tasks.tool_use.scanner import Scanner
 
@@ -51,7 +51,7 @@ def decode_java(text: str) -> list[Call]:
     parser = _Parser(bracketed(text)[1:-1])
     parser.statements()
     if not parser.invocations:
-        raise DecodeError("no call in the Java source")
+        raise NoCallError("no call in the Java source")
     first = min(parser.invocations, key=lambda call: (call.start, -call.end))
     arguments: dict[str | None, str] = {}
     for node in first.arguments:

@@ -9,8 +9,8 @@ from tasks.tool_use.calls import MAX_CHARS, MAX_DEPTH, DecodeError
 _SPACE = re.compile(r"(?:\s|//[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*")
 _WORD = re.compile(r"(?:[^\W\d]|[$_])[\w$]*")
 _NUMBER = re.compile(
-    r"0[xX][\da-fA-F_]+[lLn]?|0[bB][01_]+[lLn]?|0[oO][0-7_]+n?|"
-    r"(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?[fFdDlLn]?"
+    r"0[xX][\da-fA-F_]+[lLn]?|0[bB][01_]+[lLn]?|0[oO][0-7_]+n?|\d[\d_]*[lLn]|"
+    r"(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?[fFdD]?"
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -120,9 +120,8 @@ class Scanner:
             self.move(start + 1)
             if symbol in _CLOSING:
                 closing.append(_CLOSING[symbol])
-            elif symbol in ")]}":
-                if not closing or closing.pop() != symbol:
-                    raise DecodeError(f"bracket {symbol!r} at character {start} closes nothing")
+            elif symbol in ")]}" and (not closing or closing.pop() != symbol):
+                raise DecodeError(f"bracket {symbol!r} at character {start} closes nothing")
             yield symbol
             if not closing:
                 return

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import platform
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -92,6 +93,7 @@ class Runtime:
             import ray
 
             logging.getLogger("ray").setLevel(logging.CRITICAL)
+            _knock(self._options["address"])
             ray.init(**self._options, configure_logging=False, log_to_driver=False)
         except BaseException as error:
             self._error = error
@@ -260,6 +262,13 @@ class Pool:
                 f"replicas failed {MAX_LOST_IN_A_ROW} times in a row without one answer (last: {reason}); "
                 "what is finished is kept: look at memory and device, then give the same command"
             )
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nobody listens: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _share(resources: dict[str, float], num_replicas: int, num_gpus: float) -> tuple[float, int]:

@@ -1,0 +1,233 @@
+"""Two variants on the same questions: the difference, its error, the tests, and what they allow one to say.
+
+Sources: Miller 2024, arXiv:2411.00640 (paired differences, clustered errors); McNemar 1947; Schuirmann 1987 (two
+one-sided tests); T. Tango 1998, Statistics in Medicine 17, 891-908 (score test for paired proportions).
+
+Intervals are those of Student's t over clusters. A handful of discordant questions is far from normal, so no verdict
+rests on t alone there: EQUIVALENT and NON-INFERIOR also need Tango's score test (independent 0/1 scores) or, for
+clusters and fractional scores with fewer than 10 clusters that differ, the exact sign bound below; DIFFERENT also needs
+McNemar's exact test or the exact sign test over those clusters.
+"""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+
+from harness.estimates import (
+    ALPHA,
+    cluster_sums,
+    clustered_standard_error,
+    mean,
+    normal_quantile,
+    t_interval,
+    t_upper,
+)
+from harness.exact import constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
+
+POWER = 0.8
+FEW_DISCORDANT = 10  # clusters that differ, below which t is checked against exact tests
+CEILING, FLOOR = 0.99, 0.01
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """What n paired questions say about variant minus baseline.
+
+    stderr, p, tost_p, noninferior_p: None where one cluster or no question leaves nothing to test with.
+    interval: "t", "clustered t", or "exact bound" where no two clusters differ. p: two-sided, of no difference.
+    variant_only, baseline_only: questions in which that side scored higher.
+    n_needed: questions that a conclusive answer would take.
+    """
+
+    n: int
+    clusters: int
+    mean_variant: float | None
+    mean_baseline: float | None
+    difference: float | None
+    stderr: float | None
+    low: float | None
+    high: float | None
+    interval: str | None
+    variant_only: int
+    baseline_only: int
+    mcnemar_p: float | None
+    p: float | None
+    margin: float
+    noninferior_p: float | None
+    tost_p: float | None
+    verdict: str
+    n_needed: int | None
+
+
+def paired(
+    variant: Sequence[float],
+    baseline: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    margin: float,
+    single: bool = True,
+) -> Paired:
+    """Compare question scores that are paired by place.
+
+    margin: the largest difference that does not matter, in the scores' unit. single: one answer a question, so that 0/1
+    scores are plain right and wrong and McNemar's test applies.
+    """
+    differences = [ours - theirs for ours, theirs in zip(variant, baseline, strict=True)]
+    n, num_clusters = len(differences), len(set(clusters))
+    variant_only, baseline_only = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    binary = single and all(score in (0, 1) for score in (*variant, *baseline))
+    mcnemar_p = exact_mcnemar(variant_only, baseline_only) if binary and n else None
+    means = (mean(variant), mean(baseline)) if n else (None, None)
+    difference = mean(differences) if n else None
+    stderr = clustered_standard_error(differences, clusters) if n else None
+    low = high = p = below = above = None
+    kind: str | None = None
+    if difference is not None and stderr == 0:
+        if all(0 <= score <= 1 for score in (*variant, *baseline)):
+            kind = "exact bound"
+            low, high = constant_interval(difference, num_clusters, ALPHA)
+            below, above = constant_tests(difference, num_clusters, margin)
+            p = exact_mcnemar(num_clusters if difference > 0 else 0, num_clusters if difference < 0 else 0)
+    elif difference is not None and stderr is not None:
+        df = num_clusters - 1
+        kind = "t" if num_clusters == n else "clustered t"
+        low, high = t_interval(difference, stderr, df)
+        p = 2 * t_upper(abs(difference) / stderr, df)
+        below, above = t_upper((difference + margin) / stderr, df), t_upper((margin - difference) / stderr, df)
+        sums = cluster_sums(differences, clusters).values()
+        up, down = sum(total > 0 for total in sums), sum(total < 0 for total in sums)
+        if binary and num_clusters == n:
+            below = max(below, tango_upper(variant_only, baseline_only, n, -margin))
+            above = max(above, tango_upper(baseline_only, variant_only, n, -margin))
+        elif up + down < FEW_DISCORDANT:
+            below = max(below, sign_bound(down, num_clusters, margin))
+            above = max(above, sign_bound(up, num_clusters, margin))
+            p = max(p, exact_mcnemar(up, down))
+    if binary and num_clusters == n and p is not None:
+        p = mcnemar_p
+    result = Paired(
+        n=n,
+        clusters=num_clusters,
+        mean_variant=means[0],
+        mean_baseline=means[1],
+        difference=difference,
+        stderr=stderr,
+        low=low,
+        high=high,
+        interval=kind,
+        variant_only=variant_only,
+        baseline_only=baseline_only,
+        mcnemar_p=mcnemar_p,
+        p=p,
+        margin=margin,
+        noninferior_p=below,
+        tost_p=None if below is None or above is None else max(below, above),
+        verdict="",
+        n_needed=None,
+    )
+    return conclude(result)
+
+
+def conclude(result: Paired) -> Paired:
+    """The same result with its verdict and, where that is INCONCLUSIVE, the n it would take.
+
+    SATURATED: both sides at least 99 % or at most 1 %, and not shown to differ: such a task cannot tell them apart.
+    """
+    different = (
+        result.p is not None
+        and result.low is not None
+        and result.high is not None
+        and result.p <= ALPHA
+        and (result.low > 0 or result.high < 0)
+    )
+    equivalent = result.tost_p is not None and result.tost_p <= ALPHA
+    if different:
+        verdict = "DIFFERENT, WITHIN MARGIN" if equivalent else "DIFFERENT"
+    elif saturated(result):
+        verdict = "SATURATED"
+    elif equivalent:
+        verdict = "EQUIVALENT"
+    elif result.noninferior_p is not None and result.noninferior_p <= ALPHA:
+        verdict = "NON-INFERIOR"
+    else:
+        verdict = "INCONCLUSIVE"
+    needed = questions_needed(result) if verdict == "INCONCLUSIVE" else None
+    return dataclasses.replace(result, verdict=verdict, n_needed=needed)
+
+
+def saturated(result: Paired) -> bool:
+    """Both means at the ceiling or both at the floor."""
+    if result.mean_variant is None or result.mean_baseline is None:
+        return False
+    means = (result.mean_variant, result.mean_baseline)
+    return min(means) >= CEILING or max(means) <= FLOOR
+
+
+def questions_needed(result: Paired) -> int | None:
+    """Questions at which the comparison would probably (power 0.8) be conclusive; None if there is nothing to go by.
+
+    First choice: equivalence within the margin if the true difference is zero,
+    n = (z_{1-alpha} + z_{1-(1-power)/2})^2 * Var(d) / margin^2, with Var(d) = n * stderr^2 (design effect included).
+    Where that is no more than what was asked already, the observed difference is taken as true, and the smaller n of
+    showing that it is within the margin or that it is not zero counts. Without any spread: the fewest clusters whose
+    exact bound lies within the margin, ln(alpha) / ln(1 - margin).
+    """
+    if result.stderr is None or result.difference is None or result.tost_p is None or not 0 < result.margin < 1:
+        return None
+    size = abs(result.difference)
+    if result.stderr == 0:
+        if size >= result.margin:
+            return None
+        num_clusters = math.log(ALPHA) / math.log((1 - result.margin) / (1 - size))
+        return max(result.n + 1, math.ceil(num_clusters * result.n / result.clusters))
+    variance = result.n * result.stderr**2
+    one_sided, power = normal_quantile(1 - ALPHA), normal_quantile(POWER)
+    needed = (one_sided + normal_quantile(1 - (1 - POWER) / 2)) ** 2 * variance / result.margin**2
+    if needed <= result.n:
+        choices = [(normal_quantile(1 - ALPHA / 2) + power) ** 2 * variance / size**2] if size else []
+        if size < result.margin:
+            choices.append((one_sided + power) ** 2 * variance / (result.margin - size) ** 2)
+        needed = min(choices)
+    return max(result.n + 1, math.ceil(needed))
+
+
+def poolable(part: Paired) -> bool:
+    """Whether a task says anything about the mean of tasks: not saturated, and with an error to weigh."""
+    return part.tost_p is not None and part.verdict != "SATURATED"
+
+
+def pooled(parts: Sequence[Paired], *, margin: float) -> Paired:
+    """Mean difference over two or more poolable tasks with equal weights, as a headline is a plain mean of tasks.
+
+    Errors of tasks are taken as independent; degrees of freedom by Welch and Satterthwaite. A task in which no two
+    clusters differ counts with the error of one discordant cluster, 1 / clusters: an error of zero would make tasks
+    that show nothing look like proof.
+    """
+    errors = [part.stderr or 1 / part.clusters for part in parts]
+    stderr = math.sqrt(math.fsum(error**2 for error in errors)) / len(parts)
+    spread = math.fsum(error**4 / (part.clusters - 1) for error, part in zip(errors, parts, strict=True))
+    df = math.fsum(error**2 for error in errors) ** 2 / spread
+    difference = mean([part.difference for part in parts if part.difference is not None])
+    low, high = t_interval(difference, stderr, df)
+    below, above = t_upper((difference + margin) / stderr, df), t_upper((margin - difference) / stderr, df)
+    result = Paired(
+        n=sum(part.n for part in parts),
+        clusters=sum(part.clusters for part in parts),
+        mean_variant=mean([part.mean_variant for part in parts if part.mean_variant is not None]),
+        mean_baseline=mean([part.mean_baseline for part in parts if part.mean_baseline is not None]),
+        difference=difference,
+        stderr=stderr,
+        low=low,
+        high=high,
+        interval="t",
+        variant_only=sum(part.variant_only for part in parts),
+        baseline_only=sum(part.baseline_only for part in parts),
+        mcnemar_p=None,
+        p=2 * t_upper(abs(difference) / stderr, df),
+        margin=margin,
+        noninferior_p=below,
+        tost_p=max(below, above),
+        verdict="",
+        n_needed=None,
+    )
+    return conclude(result)

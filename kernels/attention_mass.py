@@ -1,0 +1,59 @@
+"""Where dense attention looks: its probabilities averaged over heads, the indexer's target and the oracle's score."""
+
+from collections.abc import Iterator
+
+import torch
+
+TILE_BYTES = 64 << 20  # probabilities [rows, h, t] held at a time
+
+
+def attention_mass_reference(q: torch.Tensor, k: torch.Tensor, scale: float, start: int) -> torch.Tensor:
+    """p[i, j] = mean_h softmax_j(scale * q[i, h] . k[j]) over j <= start + i; float32, quadratic.
+
+    Source: DeepSeek-V3.2, arXiv:2512.02556, the head-summed, L1-normalised target of the indexer's warm-up.
+    """
+    h, (t, g, _) = q.shape[1], k.shape
+    heads = torch.arange(h) // (h // g)
+    scores = torch.einsum("shd,thd->hst", q.float(), k.float()[:, heads]) * scale
+    visible = torch.arange(t)[None, :] <= start + torch.arange(q.shape[0])[:, None]
+    return scores.masked_fill(~visible, float("-inf")).softmax(-1).mean(0)
+
+
+def attention_probabilities(
+    q: torch.Tensor, k: torch.Tensor, scale: float, positions: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Dense probabilities of query i over keys 0..positions[i], a tile of rows at a time.
+
+    Args:
+        q: [s, h, d]; head j belongs to group j // (h / g). k: [t, g, d]. positions: [s], int, 0-based.
+
+    Yields:
+        (rows of q, probabilities [rows, h, t] float32); at most 64 MiB, or one row.
+    """
+    s, h, _ = q.shape
+    t, g, _ = k.shape
+    keys = k.permute(1, 2, 0)  # [g, d, t]
+    step = max(1, TILE_BYTES // (h * t * 4))
+    cols = torch.arange(t, device=q.device)
+    for top in range(0, s, step):
+        rows = slice(top, min(top + step, s))
+        b = rows.stop - top
+        queries = q[rows].unflatten(1, (g, h // g)).permute(1, 2, 0, 3).flatten(1, 2)  # [g, m * b, d]
+        scores = torch.matmul(queries, keys).float().mul_(scale).view(g, h // g, b, t)
+        scores.masked_fill_(cols[None, :] > positions[rows, None], float("-inf"))
+        yield rows, scores.softmax(-1).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def attention_mass(q: torch.Tensor, k: torch.Tensor, scale: float, start: int) -> torch.Tensor:
+    """Head-averaged dense attention of every query over its visible keys.
+
+    Args: q [s, h, d], k [t, g, d] with t == start + s, scale of the softmax, start the position of q[0].
+
+    Returns:
+        [s, t] float32; each row sums to 1, future keys are 0.
+    """
+    positions = torch.arange(start, start + q.shape[0], device=q.device)
+    out = torch.empty(q.shape[0], k.shape[0], dtype=torch.float32, device=q.device)
+    for rows, probabilities in attention_probabilities(q, k, scale, positions):
+        torch.mean(probabilities, 1, out=out[rows])
+    return out

@@ -1,0 +1,50 @@
+"""Attention over every visible key, or over a mask of them: the masked form of sparse attention."""
+
+import torch
+import torch.nn.functional as F
+
+
+def dense_mla_reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Plain meaning of `dense_mla`: softmax(scale * q . k) v over the visible (and selected) keys; float32, quadratic."""
+    s, h, _ = q.shape
+    t, g, _ = k.shape
+    heads = torch.arange(h) // (h // g)
+    scores = torch.einsum("shd,thd->hst", q.float(), k.float()[:, heads]) * scale
+    visible = torch.arange(t)[None, :] <= start + torch.arange(s)[:, None]
+    scores = scores.masked_fill(~(visible if mask is None else visible & mask), float("-inf"))
+    return torch.einsum("hst,thc->shc", scores.softmax(-1), v.float()[:, heads])
+
+
+def dense_mla(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attend to keys 0..start + i, or to those of them in `mask`.
+
+    Args:
+        q: queries, [s, h, d]; head j belongs to group j // (h / g).
+        k: keys, [t, g, d], t == start + s: one group for absorbed MLA, h groups for the MHA form.
+        v: values, [t, g, c].
+        scale: softmax scale; for MLA always that of the MHA form, whatever d is.
+        start: position of q[0].
+        mask: [s, t] bool, true where a key is selected; every row needs at least one visible key.
+
+    Returns:
+        [s, h, c] in q's dtype. Peak memory: a float mask of [s, t] beside the inputs.
+    """
+    s, h, d = q.shape
+    t, g, c = v.shape
+    width = max(d, c)  # one width for q, k and v, or torch leaves its fused kernel
+    grouped = F.pad(q, (0, width - d)).unflatten(1, (g, h // g)).permute(1, 2, 0, 3)  # [g, m, s, d]
+    keys = F.pad(k, (0, width - d)).permute(1, 0, 2).unsqueeze(1).expand(g, h // g, t, width)
+    values = F.pad(v, (0, width - c)).permute(1, 0, 2).unsqueeze(1).expand(g, h // g, t, width)
+    bias = None
+    if s > 1 or mask is not None:
+        hidden = torch.ones(s, s, dtype=torch.bool, device=q.device).triu_(1)
+        bias = torch.zeros(s, t, dtype=q.dtype, device=q.device)
+        if mask is not None:
+            bias.masked_fill_(~mask, float("-inf"))
+        bias[:, start:].masked_fill_(hidden, float("-inf"))
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scale)
+    return out[..., :c].permute(2, 0, 1, 3).reshape(s, h, c)

@@ -1,0 +1,61 @@
+"""The one seam where keys are chosen: a selector's scores go in, a set of at most k keys per query comes out."""
+
+from collections.abc import Callable
+
+import torch
+
+from kernels.topk import topk_mask
+from model.request import Attention, Selector
+
+SINKS = 4  # first tokens that the recency selector always keeps
+
+
+def recency_mask(k: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor:
+    """The first 4 and the latest k - 4 visible keys of each query, [s, num_keys] bool; all of them where n <= k."""
+    rows = positions[:, None]
+    cols = torch.arange(num_keys, device=positions.device)[None, :]
+    sinks = min(SINKS, k)
+    return (cols <= rows) & ((cols < sinks) | (cols > rows - (k - sinks)) | (rows < k))
+
+
+def random_scores(seed: int, layer: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor:
+    """A fair score for each (query, key), a function of seed, layer and positions alone, [s, num_keys].
+
+    24 random bits are exact in float32. Mixing: the finaliser of MurmurHash3 (public domain), in int64 arithmetic.
+    """
+    rows = positions[:, None].long()
+    cols = torch.arange(num_keys, device=positions.device)[None, :]
+    x = (cols * 0x9E3779B1 + rows * 0x85EBCA77 + layer * 0xC2B2AE3D + seed * 0x27D4EB2F) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    x = x ^ (x >> 16)
+    return (x >> 8).to(torch.float32)
+
+
+def select(
+    attention: Attention,
+    layer: int,
+    positions: torch.Tensor,
+    num_keys: int,
+    scores: Callable[[Selector], torch.Tensor],
+) -> torch.Tensor:
+    """Choose at most attention.topk keys for each query of one layer.
+
+    Args:
+        attention: the variant; topk is not None.
+        layer: index of the layer, for the random selector.
+        positions: of the queries, [s], int, ascending; query i sees n = positions[i] + 1 keys.
+        num_keys: t, at least positions[-1] + 1.
+        scores: gives [s, t] float32 for "indexer" or "oracle"; called only when that selector is asked for.
+
+    Returns:
+        Mask [s, t] bool, min(topk, n) keys in each row: by (score, then smaller index).
+    """
+    assert attention.topk is not None, "dense attention selects nothing"
+    if attention.selector == "recency":
+        return recency_mask(attention.topk, positions, num_keys)
+    if attention.selector == "random":
+        given = random_scores(attention.seed, layer, positions, num_keys)
+    else:
+        given = scores(attention.selector)
+    return topk_mask(given, attention.topk, positions + 1)

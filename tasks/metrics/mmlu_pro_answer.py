@@ -1,0 +1,63 @@
+"""Letters of multiple-choice answers with up to ten options, by MMLU-Pro's rules and by those of simple-evals.
+
+Sources: TIGER-AI-Lab/MMLU-Pro at f418b116, evaluate_from_local.py (three steps) and compute_accuracy.py (random guess);
+openai/simple-evals, common.py (ANSWER_PATTERN_MULTICHOICE, normalize_response).
+"""
+
+import random
+import re
+from typing import Any
+
+import datasets
+import evaluate
+
+LETTERS = "ABCDEFGHIJ"
+
+_STEPS = (
+    re.compile(r"answer is \(?([A-J])\)?"),  # first place in the text
+    re.compile(r".*[aA]nswer:\s*([A-J])"),  # last place on the first line that has one: `.` stops at line ends
+    re.compile(r"\b([A-J])\b(?!.*\b[A-J]\b)", re.DOTALL),  # last letter that stands alone in the text
+)
+_CHAT = re.compile(r"answer[ \t]*:[ \t]*\(?([A-J])(?![A-Za-z])", re.IGNORECASE)
+_MARKUP = re.compile(r"\*\*|__|\\(?:boxed|text|mathrm|mathbf|textbf)(?![A-Za-z])|\\[()]|[{}$]")
+
+
+def official_answer(text: str) -> str | None:
+    """The letter that the first successful one of the three official steps finds, None when all fail."""
+    for step in _STEPS:
+        if match := step.search(text):
+            return match.group(1)
+    return None
+
+
+def chat_answer(text: str) -> str | None:
+    """The letter of the last `Answer: X`; bold, dollar signs, \\boxed, \\text and a parenthesis around X do not matter."""
+    letters = _CHAT.findall(_MARKUP.sub("", text))
+    return letters[-1].upper() if letters else None
+
+
+def random_guess(question_id: str, num_options: int) -> str:
+    """The letter counted for an unparsed response in the official number; the same one whenever it is asked for."""
+    return random.Random(f"12345/{question_id}").choice(LETTERS[:num_options])
+
+
+class MmluProAnswer(evaluate.Metric):  # type: ignore[misc]
+    """Share of responses whose letter is the reference, 0..1, and the share in which a letter was found."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Exact match of multiple-choice letters A to J; a response without a letter is wrong.",
+            citation="Wang et al. 2024, MMLU-Pro, arXiv:2406.01574",
+            inputs_description="predictions: response texts; references: letters; chat: use the last `Answer: X` only.",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str], chat: bool = False) -> dict[str, Any]:
+        answers = [chat_answer(text) if chat else official_answer(text) for text in predictions]
+        right = [answer == reference for answer, reference in zip(answers, references, strict=True)]
+        return {
+            "exact_match": sum(right) / len(right),
+            "parsed": sum(answer is not None for answer in answers) / len(answers),
+        }

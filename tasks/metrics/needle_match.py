@@ -1,0 +1,71 @@
+"""How many of the hidden values does an answer repeat? RULER's `string_match_all` and two stricter readings."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import datasets  # type: ignore[import-untyped]
+import evaluate  # type: ignore[import-untyped]
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def clean(prediction: str) -> str:
+    """The prediction as RULER reads it: stripped, control characters turned into line ends, stripped again.
+
+    Source: NVIDIA/RULER, scripts/eval/evaluate.py, `postprocess_pred`.
+    """
+    return _CONTROL.sub("\n", prediction.strip()).strip()
+
+
+def match_all(prediction: str, references: Sequence[str]) -> float:
+    """Share of the references that occur in the prediction, 0..1; case is ignored.
+
+    A reference also counts inside a longer word or number. Source: NVIDIA/RULER,
+    scripts/eval/synthetic/constants.py, `string_match_all` (there 0..100 and averaged over predictions).
+    Raises ValueError without references: that sample could not be scored.
+    """
+    _require(references)
+    text = clean(prediction).lower()
+    return sum(reference.lower() in text for reference in references) / len(references)
+
+
+def all_found(prediction: str, references: Sequence[str]) -> float:
+    """1.0 if every reference occurs in the prediction by the rule of `match_all`, else 0.0."""
+    return float(match_all(prediction, references) == 1.0)
+
+
+def whole_words(prediction: str, references: Sequence[str]) -> float:
+    """Like `match_all`, but a reference must not touch a letter, digit or underscore: 1234567 is not in 12345678."""
+    _require(references)
+    text = clean(prediction).lower()
+    return sum(bool(re.search(rf"(?<!\w){re.escape(r.lower())}(?!\w)", text)) for r in references) / len(references)
+
+
+def _require(references: Sequence[str]) -> None:
+    if not references:
+        raise ValueError("needle_match: expected at least one reference, got none")
+
+
+class NeedleMatch(evaluate.Metric):  # type: ignore[misc]
+    """The three readings, averaged over predictions; 0..1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="Hsieh et al. 2024, RULER, arXiv:2404.06654",
+            inputs_description="predictions: one text each; references: the list of values to find for each.",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("string"),
+                    "references": datasets.Sequence(datasets.Value("string")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[list[str]], **_: Any) -> dict[str, float]:
+        pairs = list(zip(predictions, references, strict=True))
+        return {
+            rule.__name__: sum(rule(prediction, values) for prediction, values in pairs) / len(pairs)
+            for rule in (match_all, all_found, whole_words)
+        }

@@ -1,0 +1,1 @@
+"""Needles in a haystack: RULER's eight needle tasks and variable tracking."""

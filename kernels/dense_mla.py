@@ -36,15 +36,17 @@ def dense_mla(
     s, h, d = q.shape
     t, g, c = v.shape
     width = max(d, c)  # one width for q, k and v, or torch leaves its fused kernel
+    if s == 1 and mask is None:  # one query: a group's heads are the rows of one small attention
+        one = F.pad(q, (0, width - d)).view(g, 1, h // g, width)
+        keys, values = (F.pad(x, (0, width - x.shape[-1])).transpose(0, 1).unsqueeze(1) for x in (k, v))
+        return F.scaled_dot_product_attention(one, keys, values, scale=scale)[..., :c].reshape(1, h, c)
     grouped = F.pad(q, (0, width - d)).unflatten(1, (g, h // g)).permute(1, 2, 0, 3)  # [g, m, s, d]
     keys = F.pad(k, (0, width - d)).permute(1, 0, 2).unsqueeze(1).expand(g, h // g, t, width)
     values = F.pad(v, (0, width - c)).permute(1, 0, 2).unsqueeze(1).expand(g, h // g, t, width)
-    bias = None
-    if s > 1 or mask is not None:
-        hidden = torch.ones(s, s, dtype=torch.bool, device=q.device).triu_(1)
-        bias = torch.zeros(s, t, dtype=q.dtype, device=q.device)
-        if mask is not None:
-            bias.masked_fill_(~mask, float("-inf"))
-        bias[:, start:].masked_fill_(hidden, float("-inf"))
+    bias = torch.zeros(s, t, dtype=q.dtype, device=q.device)
+    if mask is not None:
+        bias.masked_fill_(~mask, float("-inf"))
+    future = torch.ones(s, s, dtype=torch.bool, device=q.device).triu_(1)
+    bias[:, start:].masked_fill_(future, float("-inf"))
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scale)
     return out[..., :c].permute(2, 0, 1, 3).reshape(s, h, c)

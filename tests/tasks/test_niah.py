@@ -1,4 +1,5 @@
 import importlib.util
+import random
 import re
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 
 from tasks.errors import TaskError
 from tasks.niah.build import build
-from tasks.niah.needles import NEEDLE_TASKS
+from tasks.niah.needles import NEEDLE_TASKS, draw_needles
 
 TASKS = [*NEEDLE_TASKS, "niah_vt"]
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -298,3 +299,26 @@ def test_128k_tokens_are_met_with_few_counts(deepseek, capsys):
         print(f"\nniah_multikey_1 at 128k tokens: {seconds:.1f} s, {num_counts} counts")
     assert 131_072 - 100 < deepseek(doc["prompt"], doc["gen_prefix"]) + 128 <= 131_072
     assert num_counts <= 10
+
+
+class FewWords:
+    """Stands in for the word lists: three pairs only, so that draws collide."""
+
+    def draw(self, rng: random.Random) -> str:
+        return rng.choice(["red-hat", "blue-cup", "old-map"])
+
+
+def test_no_distractor_shares_the_queried_key():
+    for seed in range(20):
+        puzzle = draw_needles(NEEDLE_TASKS["niah_multikey_2"], random.Random(seed), FewWords(), None)
+        key = re.search(r"for (\S+) is", puzzle.needles[0])[1]
+        lines = puzzle.haystack.take(50)
+        assert not any(f" {key} " in line for line in lines) and len(set(lines)) == 50
+
+
+def test_variables_spread_behind_the_first():
+    shares = []
+    for doc in docs("niah_vt", depths=[0], samples=20, lengths=[2000]):
+        text = context(doc)
+        shares += [text.index(needle) / len(text) for needle in doc["needles"][1:]]
+    assert min(shares) < 0.2 and max(shares) > 0.8 and 0.4 < sum(shares) / len(shares) < 0.6

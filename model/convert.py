@@ -1,0 +1,128 @@
+"""Writing a checkpoint in our own form: grouped-query models become MLA models, FP8 and GGUF become plain safetensors."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from model.checkpoint import gguf_file, load_model, pick_dtype, read_raw_config, resolve
+from model.config import GQA_TYPES
+from model.errors import ModelError
+from model.transformer import Transformer
+from model.weights import INDEX
+
+SHARD_BYTES = 2 << 30
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
+)  # fmt: skip
+
+
+def convert_folder(source: str, destination: str, dtype: str = "auto") -> Path:
+    """Read any checkpoint that `load_model` opens and write it as one folder of safetensors with our parameter names.
+
+    A grouped-query model becomes `model_type: mla_gqa`: exactly the same function, its key heads side by side as the
+    rope key and its value heads side by side as the latent. FP8 weights are written dequantised.
+
+    Args:
+        source: bundled name, folder, GGUF folder or hub id. destination: a folder that does not exist or is empty.
+        dtype: "float32", "bfloat16" or "auto".
+
+    Raises:
+        ModelError: the destination holds files, or the source cannot be read; nothing is left half written.
+    """
+    target = Path(destination)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelError(f"convert: {target} exists and is not an empty folder; name a new one")
+    folder = resolve(source)
+    raw = read_raw_config(folder)
+    model = load_model(source, dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        kind = str(pick_dtype(raw, dtype)).removeprefix("torch.")
+        (scratch / "config.json").write_text(json.dumps(_config(raw, kind), indent=2, sort_keys=True) + "\n")
+        _write_tokenizer(folder, scratch)
+        _write_weights(model, scratch)
+        if target.exists():
+            target.rmdir()
+        scratch.chmod(0o777 & ~_umask())
+        os.replace(scratch, target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _config(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
+    config = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "auto_map")}
+    config["dtype"] = dtype
+    if raw["model_type"] in GQA_TYPES:
+        config |= {"source_model_type": raw["model_type"], "model_type": "mla_gqa", "architectures": ["Transformer"]}
+    return config
+
+
+def _write_tokenizer(folder: Path, target: Path) -> None:
+    if (folder / "config.json").exists():
+        for name in TOKENIZER_FILES:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, target / name)
+        return
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file(folder).name).save_pretrained(target)
+
+
+def _write_weights(model: Transformer, target: Path) -> None:
+    """Shards of at most 2 GiB in order of name, with the usual index when there are several."""
+    state = {f"model.{name}" if not name.startswith("lm_head") else name: t for name, t in model.state_dict().items()}
+    if model.config.tied_embeddings:
+        state.pop("lm_head.weight")
+    state = dict(_split_experts(state, model))
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name in sorted(state):
+        num_bytes = state[name].numel() * state[name].element_size()
+        if shards[-1] and size + num_bytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = state[name].contiguous().clone()
+        size += num_bytes
+    if len(shards) == 1:
+        save_file(shards[0], target / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, target / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(t.numel() * t.element_size() for t in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (target / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _split_experts(state: dict[str, torch.Tensor], model: Transformer) -> list[tuple[str, torch.Tensor]]:
+    """Stacked experts under the names that checkpoints are published with."""
+    out = []
+    for name, tensor in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for e, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                stem = f"{name.removesuffix('gate_up_proj')}{e}"
+                out += [(f"{stem}.gate_proj.weight", gate), (f"{stem}.up_proj.weight", up)]
+        elif name.endswith("experts.down_proj") and "shared" not in name:
+            out += [(f"{name.removesuffix('down_proj')}{e}.down_proj.weight", down) for e, down in enumerate(tensor)]
+        else:
+            out.append((name, tensor))
+    return out

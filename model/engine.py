@@ -1,0 +1,244 @@
+"""The local engine: prompts in fixed chunks, answers in a batch of fixed size, every result as it finishes."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from model.cache import PREFILL_CHUNK, Cache
+from model.chat.encoding import ChatEncoding, load_encoding
+from model.checkpoint import load_model, resolve
+from model.errors import ModelError
+from model.probe import Probe
+from model.request import Attention, IndexDtype, Request, Result, Usage
+from model.segment import Segment
+from model.sequence import Sequence
+from model.transformer import Transformer
+
+DECODE_ROWS = 8  # every decode step has this many rows: a row's bits do not depend on who shares the batch
+NUMERICS = "cpu-1"  # part of the journal key: raised when the same weights and request would give other bits
+
+
+class LocalEngine:
+    """Serves several attention variants of one checkpoint from one copy of its weights.
+
+    The same request gives the same tokens whatever else is asked, in whatever order: prompts run alone in chunks of
+    256, answers in rows of 8, and a CPU engine uses one thread (more threads would split sums elsewhere).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        attentions: Mapping[str, Attention],
+        *,
+        dtype: str = "auto",
+        chat_template: bool | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Load weights and tokenizer. Raises ModelError as `load_model` and `load_encoding` do."""
+        if device == "cpu":
+            torch.set_num_threads(1)
+        self._serve(load_model(path, dtype, device), load_encoding(resolve(path), chat_template), attentions, device)
+
+    @classmethod
+    def of(cls, model: Transformer, encoding: ChatEncoding, attentions: Mapping[str, Attention]) -> "LocalEngine":
+        """An engine around a model that is already in memory."""
+        engine = cls.__new__(cls)
+        engine._serve(model, encoding, attentions, "cpu")
+        return engine
+
+    def _serve(
+        self, model: Transformer, encoding: ChatEncoding, attentions: Mapping[str, Attention], device: str
+    ) -> None:
+        self.model = model
+        self.encoding = encoding
+        self.attentions = dict(attentions)
+        self.device = device
+        self.dtype = model.embed_tokens.weight.dtype
+        self._prefix: tuple[str, tuple[int, ...], Cache] | None = None
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Answer requests; up to DECODE_ROWS are decoded together, further ones are pulled as rows come free."""
+        waiting = iter(requests)
+        active: list[Sequence] = []
+        with torch.inference_mode():
+            while True:
+                while len(active) < DECODE_ROWS and (request := next(waiting, None)) is not None:
+                    try:
+                        sequence = self._start(request)
+                        if request.continuation is not None:
+                            yield self._score(sequence)
+                            continue
+                        self._take(sequence, self._prefill(sequence, len(request.token_ids)))
+                    except (ModelError, RuntimeError) as error:
+                        yield _failure(request, error)
+                        continue
+                    active.append(sequence)
+                if not active:
+                    return
+                done = [s for s in active if s.finish_reason is not None]
+                active = [s for s in active if s.finish_reason is None]
+                for sequence in done:
+                    yield self._finish(sequence)
+                if active and not done:
+                    self._decode(active)
+
+    def _start(self, request: Request) -> Sequence:
+        attention = self.attentions.get(request.variant)
+        if attention is None:
+            raise ModelError(f"request {request.id}: expected a variant of {sorted(self.attentions)}, got {request.variant!r}")
+        if not request.token_ids:
+            raise ModelError(f"request {request.id}: the prompt has no tokens")
+        total = len(request.token_ids) + (len(request.continuation or ()) or request.max_tokens)
+        if total > self.model.config.max_positions:
+            raise ModelError(
+                f"request {request.id}: prompt and answer need {total} tokens, the model takes "
+                f"{self.model.config.max_positions}; shorten the prompt or lower max_tokens"
+            )
+        probe = Probe(request.probes, attention, len(request.token_ids)) if request.probes is not None else None
+        cache = Cache(
+            self.model.config, total, dtype=self.dtype, index_dtype=self._index_dtype(request, attention), device=self.device
+        )
+        return Sequence(request, attention, cache, probe, self.encoding)
+
+    def _index_dtype(self, request: Request, attention: Attention) -> IndexDtype | None:
+        """Precision of the index keys to keep, None if nobody will ask the indexer."""
+        asked = attention.topk is not None and attention.selector == "indexer"
+        if request.probes is not None and "indexer" in request.probes.selectors:
+            asked = True
+        if not asked:
+            return None
+        if self.model.config.indexer is None:
+            raise ModelError("selector indexer: this model has no trained indexer; use oracle, recency or random")
+        return attention.index_dtype or self.model.config.indexer.dtype
+
+    def _prefill(self, sequence: Sequence, stop: int) -> torch.Tensor:
+        """Run the prompt up to `stop` in chunks that never move; logits of the last token, [v]."""
+        ids = sequence.request.token_ids
+        self._share_prefix(sequence)
+        logits = torch.empty(0)
+        for start in range(sequence.cache.length, stop, PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, stop)
+            last = torch.tensor([end - start - 1]) if end == stop else None
+            logits = self._step(sequence, ids[start:end], start, last)
+        self._prefix = (sequence.request.variant, ids[: (stop - 1) // PREFILL_CHUNK * PREFILL_CHUNK], sequence.cache)
+        return logits[0]
+
+    def _share_prefix(self, sequence: Sequence) -> None:
+        """Copy whole chunks that the last prompt of this variant began with; probed positions are always run."""
+        if self._prefix is None:
+            return
+        variant, ids, cache = self._prefix
+        mine = sequence.request.token_ids
+        limit = min(len(ids), len(mine) - 1)
+        if sequence.probe is not None and sequence.probe.prompt_positions:
+            limit = min(limit, sequence.probe.prompt_positions[0])
+        same_kind = all((a.index is None) == (b.index is None) for a, b in zip(cache.layers, sequence.cache.layers, strict=True))
+        if variant != sequence.request.variant or not same_kind:
+            return
+        shared = next((i for i in range(limit) if ids[i] != mine[i]), limit) // PREFILL_CHUNK * PREFILL_CHUNK
+        if shared:
+            sequence.cache.copy_prefix(cache, shared)
+            sequence.cached_tokens = shared
+
+    def _step(
+        self, sequence: Sequence, ids: tuple[int, ...], start: int, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        segment = Segment(
+            cache=sequence.cache, attention=sequence.attention, start=start, length=len(ids),
+            rows=slice(0, len(ids)), probe=sequence.probe,
+        )  # fmt: skip
+        logits: torch.Tensor = self.model(torch.tensor(ids), [segment], rows)
+        return logits
+
+    def _decode(self, active: list[Sequence]) -> None:
+        """One token for every active sequence, in a step of DECODE_ROWS rows."""
+        ids = torch.zeros(DECODE_ROWS, dtype=torch.long)
+        segments = []
+        for row, sequence in enumerate(active):
+            ids[row] = sequence.generated[-1]
+            segments.append(
+                Segment(
+                    cache=sequence.cache, attention=sequence.attention, start=sequence.cache.length, length=1,
+                    rows=slice(row, row + 1), decode=True,
+                )  # fmt: skip
+            )
+        logits = self.model(ids, segments, torch.arange(DECODE_ROWS))
+        for row, sequence in enumerate(active):
+            self._take(sequence, logits[row])
+
+    def _take(self, sequence: Sequence, logits: torch.Tensor) -> None:
+        sequence.take(sequence.sampler.next(logits))
+
+    def _score(self, sequence: Sequence) -> Result:
+        """Log-likelihood of a continuation: one pass over prompt and continuation, logits of its predecessors."""
+        request = sequence.request
+        continuation = request.continuation or ()
+        if not continuation:
+            raise ModelError(f"request {request.id}: the continuation to score has no tokens")
+        first = len(request.token_ids) - 1
+        ids = (*request.token_ids, *continuation)[:-1]
+        self._share_prefix(sequence)
+        logprobs: list[float] = []
+        greedy = True
+        for start in range(sequence.cache.length, len(ids), PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, len(ids))
+            rows = torch.arange(max(first, start) - start, end - start)
+            logits = self._step(sequence, ids[start:end], start, rows if len(rows) else None)
+            for row, scores in zip(rows.tolist(), logits.log_softmax(-1), strict=True):
+                target = continuation[start + row - first]
+                logprobs.append(float(scores[target]))
+                greedy = greedy and int(scores.argmax()) == target
+        self._prefix = (request.variant, request.token_ids[: first // PREFILL_CHUNK * PREFILL_CHUNK], sequence.cache)
+        return Result(
+            id=request.id,
+            token_ids=(),
+            text="",
+            finish_reason="scored",
+            usage=Usage(prompt_tokens=len(request.token_ids), completion_tokens=0, cached_tokens=sequence.cached_tokens),
+            logprobs=tuple(logprobs),
+            is_greedy=greedy,
+            probes=sequence.probe.result(len(ids)) if sequence.probe is not None else None,
+            seconds=time.perf_counter() - sequence.began,
+        )
+
+    def _finish(self, sequence: Sequence) -> Result:
+        """The result; with probes, the answer's queries run once more, teacher-forced, through the same attention."""
+        request = sequence.request
+        probes = None
+        num_tokens = sequence.cache.length
+        try:
+            if sequence.probe is not None:
+                sequence.probe.phase = "answer"
+                first = len(request.token_ids) - 1
+                ids = (request.token_ids[-1], *sequence.generated[:-1])
+                for top in range(0, len(ids), PREFILL_CHUNK):
+                    self._step(sequence, ids[top : top + PREFILL_CHUNK], first + top, None)
+                probes = sequence.probe.result(num_tokens)
+        except (ModelError, RuntimeError) as error:
+            return _failure(request, error)
+        return Result(
+            id=request.id,
+            token_ids=tuple(sequence.generated),
+            text=sequence.text(),
+            finish_reason=sequence.finish_reason or "length",
+            usage=Usage(
+                prompt_tokens=len(request.token_ids),
+                completion_tokens=len(sequence.generated),
+                cached_tokens=sequence.cached_tokens,
+            ),
+            probes=probes,
+            seconds=time.perf_counter() - sequence.began,
+        )
+
+
+def _failure(request: Request, error: Exception) -> Result:
+    """One bad request is a result like any other, so that the others go on."""
+    return Result(
+        id=request.id,
+        token_ids=(),
+        text="",
+        finish_reason="error",
+        usage=Usage(prompt_tokens=len(request.token_ids), completion_tokens=0),
+        error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
+    )

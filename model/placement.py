@@ -1,0 +1,101 @@
+"""From a checkpoint's published tensor names to our parameters; every tensor is accounted for."""
+
+import re
+
+import torch
+
+from kernels.fp8 import GROUP, dequantize_blocks
+from model.config import ModelConfig
+from model.errors import ModelError
+from model.transformer import Transformer
+from model.weights import StateDict, Weights
+
+Region = tuple[int | slice, ...]
+FLOAT32 = ("e_score_correction_bias", "indexer.weights_proj.weight", "indexer.k_norm.weight", "indexer.k_norm.bias")
+SCALE = "_scale_inv"
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+PROJECTION = re.compile(r"(.*\.self_attn)\.(k_proj|v_proj)\.(weight|bias)")
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def place(config: ModelConfig, name: str) -> tuple[str, Region] | None:
+    """Where a published tensor goes: (our parameter, the region of it that it fills), or None if it is not used.
+
+    Not used: the multi-token-prediction layer behind the last one, a tied head, RoPE tables of old checkpoints.
+    """
+    layer = LAYER.match(name)
+    if layer and int(layer[1]) >= config.num_layers:
+        return None
+    if name.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and name == "lm_head.weight"):
+        return None
+    ours = name.removeprefix("model.")
+    if config.moe is not None and (expert := EXPERT.fullmatch(ours)):
+        stem, index, kind = expert[1], int(expert[2]), expert[3]
+        size = config.moe.intermediate_size
+        rows = {"gate_proj": slice(0, size), "up_proj": slice(size, 2 * size), "down_proj": slice(None)}[kind]
+        return f"{stem}.{'down_proj' if kind == 'down_proj' else 'gate_up_proj'}", (index, rows)
+    if config.architecture == "mla_gqa" and (projection := PROJECTION.fullmatch(ours)):
+        stem, kind, part = projection[1], projection[2], projection[3]
+        values = slice(0, config.kv_lora_rank)
+        keys = slice(config.kv_lora_rank, config.kv_width)
+        return f"{stem}.kv_a_proj_with_mqa.{part}", (values if kind == "v_proj" else keys,)
+    return ours, ()
+
+
+def load_weights(model: Transformer, source: Weights | StateDict, dtype: torch.dtype, origin: str) -> None:
+    """Fill a model built on the meta device; `origin` names the checkpoint in errors.
+
+    FP8 weights are multiplied by their block scales in float32, then cast. Router bias and index weights stay float32.
+
+    Raises:
+        ModelError: a tensor is missing, unexpected or of another shape; all of them are counted, the first is named.
+    """
+    config = model.config
+    wanted = dict(model.state_dict(keep_vars=True))
+    if config.tied_embeddings:
+        wanted.pop("lm_head.weight", None)
+    filled: dict[str, int] = dict.fromkeys(wanted, 0)
+    tensors: dict[str, torch.Tensor] = {}
+    unexpected: list[str] = []
+    names = set(source)
+    for name in sorted(names):
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in names:
+            continue
+        target = place(config, name)
+        if target is None:
+            continue
+        ours, region = target
+        if ours not in wanted:
+            unexpected.append(name)
+            continue
+        if ours not in tensors:
+            kind = torch.float32 if ours.endswith(FLOAT32) else dtype
+            tensors[ours] = torch.empty(wanted[ours].shape, dtype=kind)
+        hole = tensors[ours][region] if region else tensors[ours]
+        if source.shape(name) != tuple(hole.shape):
+            raise ModelError(f"{origin}: {name}: expected shape {list(hole.shape)}, got {list(source.shape(name))}")
+        hole.copy_(_read(source, name, names, origin))
+        filled[ours] += hole.numel()
+    missing = [name for name, count in filled.items() if count < wanted[name].numel()]
+    if missing or unexpected:
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} parameters are missing or incomplete, first model.{missing[0]}")
+        if unexpected:
+            parts.append(f"{len(unexpected)} tensors are unexpected, first {unexpected[0]}")
+        raise ModelError(f"{origin}: {'; '.join(parts)}; is config.json of the same checkpoint?")
+    model.load_state_dict(tensors, strict=False, assign=True)
+    if config.tied_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+
+
+def _read(source: Weights | StateDict, name: str, names: set[str], origin: str) -> torch.Tensor:
+    tensor = source.read(name)
+    if tensor.dtype != torch.float8_e4m3fn:
+        return tensor
+    if name + SCALE not in names:
+        raise ModelError(f"{origin}: {name} is float8 but {name + SCALE} is missing; its {GROUP} x {GROUP} scales are needed")
+    try:
+        return dequantize_blocks(tensor, source.read(name + SCALE))
+    except ValueError as error:
+        raise ModelError(f"{origin}: {name + SCALE}: {error}") from None

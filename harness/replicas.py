@@ -39,7 +39,9 @@ class Replica:
         yield from self._engine.run(requests)
 
 
-def run_here(make_engine: Callable[[], Engine], items: Iterable[PlannedItem]) -> Iterator[Finished]:
+def run_here(
+    make_engine: Callable[[], Engine], items: Iterable[PlannedItem], should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Finished]:
     """The same work in this very process, without Ray: for debugging. An exception of the engine ends the run."""
     queue = WorkQueue(items, num_replicas=1, max_batch=MAX_BATCH, max_tries=1)
     replica = Replica(make_engine)
@@ -48,6 +50,8 @@ def run_here(make_engine: Callable[[], Engine], items: Iterable[PlannedItem]) ->
         for result in replica.run(batch.requests):
             if finished := queue.add(batch, result):
                 yield finished
+            if should_stop():
+                return
         yield from queue.give_back(batch, "the engine gave no result")
 
 
@@ -76,8 +80,10 @@ class Runtime:
         return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
+        """End Ray; one that is still starting ends by itself, so that an error in a config is told at once."""
         self._is_over.set()
-        self._thread.join()
+        if self._is_ready.is_set():
+            self._thread.join()
 
     def _wait(self) -> None:
         self._is_ready.wait()

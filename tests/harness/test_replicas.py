@@ -1,6 +1,7 @@
 """Replicas die, run out of memory and refuse; the work is finished, once, all the same."""
 
 import functools
+import itertools
 import os
 import platform
 import signal
@@ -180,7 +181,7 @@ def test_two_replicas_answer_every_item_once(runtime: Runtime, tmp_path: Path) -
 def test_results_arrive_one_by_one_and_not_by_batch(runtime: Runtime, tmp_path: Path) -> None:
     pool = Pool(runtime, make(tmp_path, 0.1), num_replicas=1, notify=print)
     arrivals = [time.monotonic() for _ in pool.run(items(10))]
-    gaps = [after - before for before, after in zip(arrivals, arrivals[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(arrivals)]
     assert sum(gap > 0.03 for gap in gaps) >= 7
 
 
@@ -223,7 +224,8 @@ def test_out_of_memory_halves_the_batch_and_finishes(runtime: Runtime, tmp_path:
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_at_once(runtime: Runtime) -> None:
-    pool = Pool(runtime, functools.partial(broken_engine, ModelError("shard 2 is missing")), num_replicas=1, notify=print)
+    engine = functools.partial(broken_engine, ModelError("shard 2 is missing"))
+    pool = Pool(runtime, engine, num_replicas=1, notify=print)
     with pytest.raises(ModelError, match=r"^shard 2 is missing$"):
         list(pool.run(items(3)))
 

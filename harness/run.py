@@ -202,7 +202,7 @@ def print_plan(plan: "Plan") -> None:
                 f"{max(prompt_tokens, default=0):,}",
                 f"{sum(request.max_tokens for request in requests):,}",
             )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def _print_tables(folder: Path, results: dict[str, Any], comparison: dict[str, Any] | None) -> None:
@@ -210,8 +210,7 @@ def _print_tables(folder: Path, results: dict[str, Any], comparison: dict[str, A
 
     from harness.tables import terminal_table
 
-    console = Console()
-    console.print(terminal_table(results, comparison), width=None if console.is_terminal else WIDTH)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(terminal_table(results, comparison))
     for row in comparison["rows"] if comparison else ():
         print(row["sentence"])
     print(f"{folder / 'report.html'}")

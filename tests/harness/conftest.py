@@ -1,8 +1,9 @@
-"""One Ray per test module that asks for it."""
+"""One Ray per test module that asks for it, and a chat server on this machine."""
 
 from collections.abc import Iterator
 
 import pytest
+from chat_server import ChatServer
 
 from harness.replicas import Runtime
 
@@ -13,3 +14,10 @@ def runtime() -> Iterator[Runtime]:
     runtime.resources()
     yield runtime
     runtime.stop()
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    server = ChatServer()
+    yield server
+    server.close()

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts per (variant, task). Time left follows the tokens that are left, because the longest samples come first."""
+    """Counts per (variant, task). Time left follows the tokens left, because the longest samples come first."""
 
     def __init__(self, items: Iterable[PlannedItem], done: Iterable[str], clock: Callable[[], float]) -> None:
         """done: keys that an earlier command has finished; they count as samples, not for the speed."""

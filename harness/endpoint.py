@@ -115,6 +115,7 @@ def _result(request: Request, reply: "ChatCompletion", seconds: float) -> Result
     finish: FinishReason = "length" if choice.finish_reason == "length" else "stop"
     usage = reply.usage
     cached = usage.prompt_tokens_details if usage else None
+    spent = usage.completion_tokens_details if usage else None
     return Result(
         id=request.id,
         token_ids=(),
@@ -124,6 +125,7 @@ def _result(request: Request, reply: "ChatCompletion", seconds: float) -> Result
             prompt_tokens=usage.prompt_tokens if usage else len(request.token_ids),
             completion_tokens=usage.completion_tokens if usage else 0,
             cached_tokens=(cached.cached_tokens or 0) if cached else 0,
+            reasoning_tokens=spent.reasoning_tokens if spent else None,
         ),
         seconds=seconds,
     )

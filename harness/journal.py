@@ -1,6 +1,6 @@
 """The only source of truth of a run: one JSON line per finished sample, appended, flushed and synced.
 
-    with Journal(run_folder, variants) as journal:
+    with lock(run_folder), Journal(run_folder, variants) as journal:
         missing = [item for item in items if item.key not in journal.records]
         journal.append(record)
 
@@ -68,7 +68,7 @@ def read_journal(run_folder: Path) -> list[Record]:
 
 
 class Journal:
-    """The journal of one run folder, open for appending by one process at a time.
+    """The journal of one run folder, open for appending; whoever opens it holds the folder's `lock`.
 
     Opening repairs: broken lines are dropped, and so are samples that ended in an error, because giving the same
     command again is how a user asks for another try. `records` are those that count, by key.
@@ -84,7 +84,6 @@ class Journal:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(lock(self.run_folder))
         try:
             for variant in self._variants:
                 self._open(variant)

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,19 @@ PACKAGES = (
 
 
 def make_manifest(
-    *, name: str, digest: str, weights: Mapping[str, str], docs: Mapping[str, Sequence[Mapping[str, Any]]]
+    *,
+    name: str,
+    digest: str,
+    weights: Mapping[str, str],
+    docs: Mapping[str, Sequence[Mapping[str, Any]]],
+    lowered: Iterable[str] = (),
+    probed: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Everything a reader needs to tell whether two run folders can be compared.
 
     weights: fingerprint per variant. docs: the lines of docs/<task>.jsonl per task; the hash of a task's data is over
-    its doc hashes in order, so that it changes when a doc or the choice of docs does.
+    its doc hashes in order, so that it changes when a doc or the choice of docs does. lowered: tasks whose token limit
+    is under the protocol's. probed: variants whose samples carry recall.
     """
     return {
         "schema": SCHEMA,
@@ -49,6 +56,8 @@ def make_manifest(
         "device": describe_device(),
         "weights": dict(weights),
         "tasks": {task: {"docs": len(lines), "data": _hash_docs(lines)} for task, lines in docs.items()},
+        "lowered": sorted(lowered),
+        "probed": sorted(probed),
     }
 
 

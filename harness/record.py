@@ -87,7 +87,7 @@ def response_of(request: Request, result: Result, encoding: ChatEncoding) -> Res
         answer="" if reply.truncated_thought else answer,
         finish_reason=result.finish_reason,
         completion_tokens=result.usage.completion_tokens,
-        reasoning_tokens=reply.reasoning_tokens,
+        reasoning_tokens=result.usage.reasoning_tokens if reply.reasoning_tokens is None else reply.reasoning_tokens,
         truncated_thought=reply.truncated_thought,
     )
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import platform
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -38,7 +39,9 @@ class Replica:
         yield from self._engine.run(requests)
 
 
-def run_here(make_engine: Callable[[], Engine], items: Iterable[PlannedItem]) -> Iterator[Finished]:
+def run_here(
+    make_engine: Callable[[], Engine], items: Iterable[PlannedItem], should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Finished]:
     """The same work in this very process, without Ray: for debugging. An exception of the engine ends the run."""
     queue = WorkQueue(items, num_replicas=1, max_batch=MAX_BATCH, max_tries=1)
     replica = Replica(make_engine)
@@ -47,6 +50,8 @@ def run_here(make_engine: Callable[[], Engine], items: Iterable[PlannedItem]) ->
         for result in replica.run(batch.requests):
             if finished := queue.add(batch, result):
                 yield finished
+            if should_stop():
+                return
         yield from queue.give_back(batch, "the engine gave no result")
 
 
@@ -75,8 +80,10 @@ class Runtime:
         return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
+        """End Ray; one that is still starting ends by itself, so that an error in a config is told at once."""
         self._is_over.set()
-        self._thread.join()
+        if self._is_ready.is_set():
+            self._thread.join()
 
     def _wait(self) -> None:
         self._is_ready.wait()
@@ -92,6 +99,7 @@ class Runtime:
             import ray
 
             logging.getLogger("ray").setLevel(logging.CRITICAL)
+            _knock(self._options["address"])
             ray.init(**self._options, configure_logging=False, log_to_driver=False)
         except BaseException as error:
             self._error = error
@@ -260,6 +268,13 @@ class Pool:
                 f"replicas failed {MAX_LOST_IN_A_ROW} times in a row without one answer (last: {reason}); "
                 "what is finished is kept: look at memory and device, then give the same command"
             )
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nobody listens: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _share(resources: dict[str, float], num_replicas: int, num_gpus: float) -> tuple[float, int]:

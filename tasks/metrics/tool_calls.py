@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
-import evaluate
+import datasets  # type: ignore[import-untyped, unused-ignore]
+import evaluate  # type: ignore[import-untyped, unused-ignore]
 
 from tasks.tool_use.score import CallScore, score_answer
 

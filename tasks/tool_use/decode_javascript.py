@@ -213,8 +213,8 @@ class _Parser(Scanner):
             pass
 
     def _parenthesized(self) -> None:
-        start = self.skip()
-        self._skip_block("(")
+        start, end = self.skip(), self.matching_end()
+        self.move(end)
         if self.sees("=>"):
             self._arrow_body()
             return

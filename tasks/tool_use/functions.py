@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import datasets  # type: ignore[import-untyped, unused-ignore]
+
 from tasks.metrics.tool_calls import score_reference
 from tasks.tool_use.data import MODES, check_choice, load_items
 from tasks.tool_use.faulty import FAULTY_ITEMS
@@ -15,7 +17,7 @@ Doc = dict[str, Any]
 
 def build(
     *, data: str | None = None, categories: Sequence[str], mode: str = "prompting", **_: Any
-) -> dict[str, list[Doc]]:
+) -> dict[str, datasets.Dataset]:
     """All items of the categories as documents.
 
     Schemas differ from item to item, so messages, functions and accepted answers are JSON text in a document.
@@ -30,17 +32,16 @@ def build(
         TaskError: an option or a file that cannot be used.
     """
     check_choice("mode", mode, MODES)
-    return {
-        "test": [
-            {
-                "id": item["id"],
-                "category": item["category"],
-                "mode": mode,
-                **{key: json.dumps(item[key], ensure_ascii=False) for key in ("messages", "functions", "answers")},
-            }
-            for item in load_items(data, categories)
-        ]
-    }
+    docs = [
+        {
+            "id": item["id"],
+            "category": item["category"],
+            "mode": mode,
+            **{key: json.dumps(item[key], ensure_ascii=False) for key in ("messages", "functions", "answers")},
+        }
+        for item in load_items(data, categories)
+    ]
+    return {"test": datasets.Dataset.from_list(docs)}
 
 
 def messages(doc: Doc) -> list[dict[str, str]]:

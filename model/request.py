@@ -85,11 +85,15 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts. cached_tokens: prompt tokens served from a shared prefix."""
+    """Token counts. cached_tokens: prompt tokens served from a shared prefix.
+
+    reasoning_tokens: only where the engine counts them and gives no token ids (endpoints).
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Variants of one run against those of another: two experiments, or two models."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,15 @@ def compare_runs(run_a: Path, run_b: Path, across_weights: bool = False) -> dict
     """
     from harness.comparison import compare
 
+    if run_a.resolve() == run_b.resolve():
+        raise HarnessError(
+            f"compare: expected two run folders, got {run_a} twice; name it once to compare its variants"
+        )
     ours, theirs = score_run(run_a), score_run(run_b)
     pairs = _pairs(ours, theirs)
     if not across_weights:
-        refuse_other_weights(run_a, _named(ours, [a for a, _ in pairs]), run_b, _named(theirs, [b for _, b in pairs]))
+        weights = {b: ours.manifest["weights"][a] for a, b in pairs}
+        refuse_other_weights(run_a, weights, run_b, theirs.manifest["weights"])
     tasks = [task for task in ours.tasks if task in theirs.tasks]
     if not tasks:
         raise HarnessError(f"compare: {run_a} and {run_b} have no task in common; run the same tasks in both")
@@ -54,11 +59,6 @@ def _pairs(ours: Scored, theirs: Scored) -> list[tuple[str, str]]:
             "expected a variant of the same name in both, or one variant in each"
         )
     return shared
-
-
-def _named(run: Scored, variants: Sequence[str]) -> Mapping[str, Any]:
-    """The weights by place in the pairs, so that pairs of other names compare as well."""
-    return {"weights": {f"{index}": run.manifest["weights"][name] for index, name in enumerate(variants)}}
 
 
 def _renamed(scores: Sequence[SampleScore], variant: str, name: str) -> list[SampleScore]:

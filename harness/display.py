@@ -76,9 +76,9 @@ class Progress:
 class Display:
     """Shows a `Progress`; `say` prints a line above the table, or among the lines."""
 
-    def __init__(self, progress: Progress, stream: TextIO = sys.stdout, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, progress: Progress, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
         self._progress = progress
-        self._stream = stream
+        self._stream = stream or sys.stdout
         self._clock = clock
         self._next_line = clock() + SECONDS_BETWEEN_LINES
         self._live: Any = None

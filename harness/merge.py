@@ -28,7 +28,7 @@ def merge(run_folders: Sequence[Path]) -> Path:
     manifests = [check_manifest(folder) for folder in run_folders]
     configs = [load_config(folder / "config.yaml") for folder in run_folders]
     for folder, manifest, config in zip(run_folders[1:], manifests[1:], configs[1:], strict=True):
-        refuse_other_weights(run_folders[0], manifests[0], folder, manifest)
+        refuse_other_weights(run_folders[0], manifests[0]["weights"], folder, manifest["weights"])
         _refuse_other_variants(run_folders[0], configs[0], folder, config)
     docs, records = _union(run_folders, configs)
     merged = _identity(manifests)
@@ -45,14 +45,13 @@ def merge(run_folders: Sequence[Path]) -> Path:
     return target
 
 
-def refuse_other_weights(a: Path, manifest_a: Mapping[str, Any], b: Path, manifest_b: Mapping[str, Any]) -> None:
-    """HarnessError where a variant of both runs was served by other weights."""
-    ours, theirs = manifest_a["weights"], manifest_b["weights"]
+def refuse_other_weights(a: Path, ours: Mapping[str, str], b: Path, theirs: Mapping[str, str]) -> None:
+    """HarnessError where a variant of both runs was served by other weights; ours, theirs: fingerprint by variant."""
     differing = sorted(variant for variant in ours.keys() & theirs.keys() if ours[variant] != theirs[variant])
     if differing:
-        variant = differing[0]
+        first = differing[0]
         raise HarnessError(
-            f"{a} and {b}: other weights for {', '.join(differing)} ({ours[variant]} and {theirs[variant]}); "
+            f"{a} and {b}: other weights for {', '.join(differing)} ({ours[first]} and {theirs[first]}); "
             "merging needs one model, comparing two models needs --across-weights"
         )
 

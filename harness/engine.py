@@ -1,0 +1,156 @@
+"""The harness's one door to the model package: the types that cross it, and how engines and encodings are opened.
+
+Importing this module loads no torch: engines, tokenizers and checkpoints are imported when they are opened.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from model.chat.encoding import ChatEncoding, Reply, ToolCall
+from model.errors import ModelError
+from model.request import (
+    SELECTORS,
+    Attention,
+    CacheDtype,
+    FinishReason,
+    IndexDtype,
+    ProbeResult,
+    Probes,
+    Request,
+    Result,
+    Sampling,
+    Selector,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from harness.config import ModelChoice
+
+__all__ = [
+    "SELECTORS",
+    "Attention",
+    "CacheDtype",
+    "ChatEncoding",
+    "Engine",
+    "FinishReason",
+    "IndexDtype",
+    "ModelError",
+    "ModelFacts",
+    "ProbeResult",
+    "Probes",
+    "Reply",
+    "Request",
+    "Result",
+    "Sampling",
+    "Selector",
+    "ToolCall",
+    "Usage",
+    "bench_model",
+    "convert",
+    "describe_model",
+    "open_encoding",
+    "open_engine",
+]
+
+
+class Engine(Protocol):
+    """Answers requests; local, scripted and endpoint engines are interchangeable."""
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Results as they finish, in any order; requests may be pulled lazily.
+
+        One bad request never raises: it comes back with finish_reason "error".
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the plan must know about a model before a weight is loaded.
+
+    fingerprint: of the weights, part of every journal key. context_length: None is unknown (endpoints, scripts).
+    selectors: who can choose keys in this model; empty where attention cannot be set at all.
+    numerics: version of the arithmetic; raised when the same weights would give other bits.
+    """
+
+    fingerprint: str
+    context_length: int | None
+    selectors: tuple[Selector, ...] = ()
+    numerics: str = "none"
+
+
+def describe_model(choice: "ModelChoice") -> ModelFacts:
+    """Reads config.json and the headers of the checkpoint, never a weight. Raises ModelError where they are missing."""
+    from harness.config import EndpointModel, ScriptedModel
+
+    if isinstance(choice, ScriptedModel):
+        return ModelFacts(fingerprint=f"scripted-{choice.scripted}", context_length=None)
+    if isinstance(choice, EndpointModel):
+        seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
+        return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
+    from model.checkpoint import describe
+    from model.engine import NUMERICS
+
+    facts = describe(choice.path)
+    return ModelFacts(
+        fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
+        context_length=facts["context_length"],
+        selectors=tuple(facts["selectors"]),
+        numerics=NUMERICS,
+    )
+
+
+def open_encoding(choice: "ModelChoice") -> ChatEncoding:
+    """The model's own chat encoding; bytes for scripts, and for endpoints that were given no tokenizer."""
+    from harness.config import EndpointModel, LocalModel
+
+    folder = chat_template = None
+    if isinstance(choice, LocalModel):
+        folder, chat_template = choice.path, choice.chat_template
+    elif isinstance(choice, EndpointModel):
+        folder = choice.tokenizer
+    if folder is None:
+        from harness.scripted import ByteEncoding
+
+        return ByteEncoding()
+    from model.chat.encoding import load_encoding
+    from model.checkpoint import resolve
+
+    return load_encoding(Path(resolve(folder)), chat_template)
+
+
+def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> Engine:
+    """An engine that serves the named variants of one model; the weights are loaded once for all of them."""
+    from harness.config import EndpointModel, ScriptedModel
+
+    if isinstance(choice, ScriptedModel):
+        from harness.scripted import ScriptedEngine
+
+        script: Engine = ScriptedEngine()
+        return script
+    if isinstance(choice, EndpointModel):
+        from harness.endpoint import EndpointEngine
+
+        engine: Engine = EndpointEngine(choice.endpoint, choice.name, key_env=choice.key_env)
+        return engine
+    from model.engine import LocalEngine
+
+    local: Engine = LocalEngine(choice.path, attentions, dtype=choice.dtype, chat_template=choice.chat_template)
+    return local
+
+
+def convert(source: str, destination: str) -> Path:
+    """Writes a checkpoint as a folder of this project's architecture. Raises ModelError with one line."""
+    from model.convert import convert_folder
+
+    return convert_folder(source, destination)
+
+
+def bench_model() -> None:
+    """Prefill, decode and memory against transformers on one random configuration, as a table."""
+    from model.bench import bench
+
+    bench()

@@ -1,0 +1,151 @@
+"""manifest.json: what made a run folder, written before the first sample and checked before every later one."""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.files import read_json, write_json
+
+SCHEMA = 1  # of the whole run folder: journal lines, docs, results
+PACKAGES = (
+    "dsa-eval",
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "ray",
+    "lm-eval",
+    "datasets",
+    "numpy",
+    "openai",
+)
+
+
+def make_manifest(
+    *,
+    name: str,
+    digest: str,
+    weights: Mapping[str, str],
+    docs: Mapping[str, Sequence[Mapping[str, Any]]],
+    lowered: Iterable[str] = (),
+    probed: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Everything a reader needs to tell whether two run folders can be compared.
+
+    weights: fingerprint per variant. docs: the lines of docs/<task>.jsonl per task; the hash of a task's data is over
+    its doc hashes in order, so that it changes when a doc or the choice of docs does. lowered: tasks whose token limit
+    is under the protocol's. probed: variants whose samples carry recall.
+    """
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "digest": digest,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_commit(),
+        "versions": _versions(),
+        "device": describe_device(),
+        "weights": dict(weights),
+        "tasks": {task: {"docs": len(lines), "data": _hash_docs(lines)} for task, lines in docs.items()},
+        "lowered": sorted(lowered),
+        "probed": sorted(probed),
+    }
+
+
+def write_manifest(run_folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest, or bring that of an earlier run in this folder up to date; gives what is on the disk.
+
+    The first run's creation date stays. Raises HarnessError if the folder belongs to something else.
+    """
+    path = run_folder / "manifest.json"
+    merged = dict(manifest)
+    if path.exists():
+        earlier = check_manifest(run_folder)
+        _refuse_other(run_folder, earlier, manifest)
+        merged["created"] = earlier["created"]
+    elif any(run_folder.glob("journal/*.jsonl")):
+        raise HarnessError(f"{run_folder}: has a journal but no manifest.json; restore it or name another --out")
+    write_json(path, merged)
+    return merged
+
+
+def check_manifest(run_folder: Path) -> dict[str, Any]:
+    """Read a manifest. Raises HarnessError if there is none or its schema is not ours."""
+    path = run_folder / "manifest.json"
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise HarnessError(
+            f"{path}: expected schema {SCHEMA}, got {found}; use the version of dsa-eval that wrote it, or a new folder"
+        )
+    return manifest
+
+
+def describe_device() -> str:
+    """GPUs of this machine by name, else its CPU, e.g. "2 x NVIDIA H100 80GB HBM3" or "Intel Xeon, 2 cores"."""
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = _output(query).splitlines()
+        if names:
+            return ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def _refuse_other(run_folder: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for field in ("name", "digest"):
+        if earlier[field] != now[field]:
+            raise HarnessError(
+                f"{run_folder}: holds the run {earlier['name']}-{earlier['digest']}, this config is "
+                f"{now['name']}-{now['digest']}; name another folder with --out"
+            )
+    changed = sorted(variant for variant, value in now["weights"].items() if earlier["weights"].get(variant) != value)
+    if changed:
+        raise HarnessError(
+            f"{run_folder}: was made with other weights for {', '.join(changed)} than the model has now; "
+            "bring the old weights back or name another folder with --out"
+        )
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of the source tree that runs, null where it was installed without one."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    return {
+        "commit": _output(["git", "-C", str(root), "rev-parse", "HEAD"]).strip() or None,
+        "dirty": bool(_output(["git", "-C", str(root), "status", "--porcelain"]).strip()),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _hash_docs(lines: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps([line["doc_hash"] for line in lines]).encode()).hexdigest()[:16]
+
+
+def _output(command: Sequence[str]) -> str:
+    """What a command prints, "" if it fails: a manifest must not be the reason that a run stops."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from chat_tokenizers import write_byte_tokenizer
 
 from model.chat.dsv32 import Dsv32Encoding, render_messages
 from model.chat.encoding import ChatEncoding, ToolCall, load_encoding
 from model.errors import ModelError
+from tests.model.chat_tokenizers import write_byte_tokenizer
 
 GOLDEN = sorted((Path(__file__).parent / "golden_dsv32").glob("*.json"))
 EOS = "<｜end▁of▁sentence｜>"

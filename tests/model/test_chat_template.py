@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_tokenizers import ALPHABET, write_byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
@@ -12,6 +11,7 @@ from tokenizers import pre_tokenizers
 from model.chat.encoding import ChatEncoding, ToolCall, load_encoding
 from model.chat.tokenizer import read_tokenizer
 from model.errors import ModelError
+from tests.model.chat_tokenizers import ALPHABET, write_byte_tokenizer
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -144,11 +144,15 @@ def convert(
 
 @bench_app.command("model")
 @one_line_errors
-def bench_model() -> None:
+def bench_model(
+    contexts: Annotated[str, typer.Option(help="Context lengths in tokens, with commas.")] = "1024,4096,16384",
+    rounds: Annotated[int, typer.Option(help="Measurements of each side and length.", min=1)] = 3,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
     """Prefill, decode and memory against transformers on the same random configuration."""
-    from harness.engine import bench_model as bench
+    from harness.bench import bench_model as bench
 
-    bench()
+    bench(contexts, rounds, out)
 
 
 def main() -> None:

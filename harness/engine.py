@@ -5,9 +5,9 @@ Importing this module loads no torch: engines, tokenizers and checkpoints are im
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from model.chat.encoding import ChatEncoding, Reply, ToolCall
 from model.errors import ModelError
@@ -149,8 +149,8 @@ def convert(source: str, destination: str) -> Path:
     return convert_folder(source, destination)
 
 
-def bench_model() -> None:
-    """Prefill, decode and memory against transformers on one random configuration, as a table."""
-    from model.bench import bench
+def bench_model(contexts: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Prefill, decode and memory against transformers on one random configuration. Raises ModelError with one line."""
+    from model.bench import bench_model
 
-    bench()
+    return bench_model(contexts, rounds)

@@ -50,14 +50,21 @@ def make_manifest(
         "schema": SCHEMA,
         "name": name,
         "digest": digest,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **_commit(),
-        "versions": _versions(),
-        "device": describe_device(),
+        **provenance(),
         "weights": dict(weights),
         "tasks": {task: {"docs": len(lines), "data": _hash_docs(lines)} for task, lines in docs.items()},
         "lowered": sorted(lowered),
         "probed": sorted(probed),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """What every published number carries: when, from which commit, on what device, with which versions."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_commit(),
+        "versions": _versions(),
+        "device": describe_device(),
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without lm-eval's warnings and the progress bars of datasets; our own errors say what matters."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.are_progress_bars_disabled()

@@ -49,7 +49,7 @@ def run(
     Args:
         out: the run folder; runs/<name>-<digest> if not given.
         limit: first docs of every task only.
-        replicas: how many; 0 runs in this process without Ray. One, or what the GPUs give, if not said.
+        replicas: how many; 0 runs in this process without Ray. One per GPU, else one per core, if not said.
         address: of a Ray cluster; None starts Ray here.
         gpus: of each replica; None is one where there are GPUs and a model to put on them.
         dry_run: print the plan and stop.
@@ -125,8 +125,12 @@ class _Place:
         assert self.runtime is not None
         num_available = self.runtime.resources().get("GPU", 0)
         num_gpus = self.gpus if self.gpus is not None else float(has_weights and num_available > 0)
-        num_replicas = self.replicas or (max(1, int(num_available // num_gpus)) if num_gpus else 1)
-        return num_replicas, num_gpus
+        if self.replicas:
+            return self.replicas, num_gpus
+        if num_gpus:
+            return max(1, int(num_available // num_gpus)), num_gpus
+        # a CPU engine runs on one thread, so that its bits do not depend on the machine: cores come by replicas
+        return (max(1, int(self.runtime.resources().get("CPU", 1))) if has_weights else 1), 0.0
 
 
 def _prepare(folder: Path, config_path: Path, plan: "Plan") -> None:

@@ -43,7 +43,7 @@ def find_tasks(entries: Sequence[TaskEntry]) -> tuple[Task, ...]:
 
 def list_tasks() -> list[dict[str, Any]]:
     """What a suite can name: {"task", "about", "options", "readme"} of every task of ours, by name."""
-    from lm_eval.tasks._yaml_loader import load_yaml  # type: ignore[import-untyped]
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     listed = []
     for name, entry in sorted(_our_index().items()):
@@ -68,7 +68,7 @@ def _heading(readme: Path) -> str:
 
 
 def _our_index() -> Mapping[str, Any]:
-    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+    from lm_eval.tasks import TaskManager
 
     with quiet():
         index: Mapping[str, Any] = TaskManager(include_path=str(TASKS), include_defaults=False).task_index
@@ -85,7 +85,7 @@ def _installed_manager() -> Any:
 
 
 def _mean() -> Any:
-    from lm_eval.api.metrics import mean  # type: ignore[import-untyped]
+    from lm_eval.api.metrics import mean
 
     return mean
 
@@ -145,7 +145,7 @@ def _members(name: str, index: Mapping[str, Any]) -> list[str]:
 
 
 def _filters(declared: Sequence[Mapping[str, Any]] | None) -> list[Any]:
-    from lm_eval.filters import build_filter_ensemble  # type: ignore[import-untyped]
+    from lm_eval.filters import build_filter_ensemble
 
     if not declared:
         return [build_filter_ensemble("none", [("take_first", None)])]

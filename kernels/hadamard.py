@@ -9,7 +9,8 @@ def hadamard_reference(x: torch.Tensor) -> torch.Tensor:
     h = torch.ones(1, 1, dtype=torch.float32, device=x.device)
     while h.shape[0] < d:
         h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)), 0)
-    return x.float() @ h * d**-0.5
+    rotated: torch.Tensor = x.float() @ h * d**-0.5
+    return rotated
 
 
 def hadamard(x: torch.Tensor) -> torch.Tensor:
@@ -34,4 +35,5 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
         low, high = pairs[..., 0, :], pairs[..., 1, :]
         y = torch.stack((low + high, low - high), -2).flatten(-3)
         half *= 2
-    return (y * d**-0.5).to(x.dtype)
+    rotated: torch.Tensor = y * d**-0.5
+    return rotated.to(x.dtype)

@@ -28,8 +28,10 @@ class KvLayout:
         """Rows [..., width] -> keys [..., g, d], a view."""
         if self.absorbed:
             return rows.unsqueeze(-2)
-        return rows[..., self.latent_dim :].unflatten(-1, (self.groups, self.rope_dim // self.groups))
+        slices: torch.Tensor = rows[..., self.latent_dim :].unflatten(-1, (self.groups, self.rope_dim // self.groups))
+        return slices
 
     def values(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [..., width] -> values [..., g, c], a view."""
-        return rows[..., : self.latent_dim].unflatten(-1, (self.groups, self.latent_dim // self.groups))
+        slices: torch.Tensor = rows[..., : self.latent_dim].unflatten(-1, (self.groups, self.latent_dim // self.groups))
+        return slices

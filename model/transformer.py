@@ -73,7 +73,7 @@ class Transformer(nn.Module):
             positions[segment.rows] = segment.positions.to(token_ids.device)
         tables = self.rope(positions)
         index_tables = tables if self.index_rope is None else self.index_rope(positions)
-        x = self.embed_tokens(token_ids)
+        x: torch.Tensor = self.embed_tokens(token_ids)
         for layer in self.layers:
             x = layer(x, tables, index_tables, list(segments))
         for segment in segments:

@@ -27,7 +27,8 @@ def build_colours(data, **_):
     if data == "missing":
         raise TaskError("missing: no such file; expected colours.jsonl")
     number = 0 if data == "empty" else 12
-    docs = [{"id": i % (6 if data == "twice" else 99), "hue": COLOURS[i % 3], "kind": "ab"[i % 2]} for i in range(number)]
+    period = 6 if data == "twice" else 99
+    docs = [{"id": i % period, "hue": COLOURS[i % 3], "kind": "ab"[i % 2]} for i in range(number)]
     return {"test": datasets.Dataset.from_list(docs)}
 
 

@@ -23,7 +23,7 @@ FLAGS = {
     "rescore": {"runs"},
     "tasks": set(),
     "convert": {"source", "destination"},
-    "bench model": set(),
+    "bench model": {"--contexts", "--rounds", "--out"},
 }
 
 

@@ -1,0 +1,65 @@
+"""`dsa-eval bench`: speed as a ratio to a peer of the same run, as a table and as JSON with its provenance."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.engine import bench_model as measure_model
+from harness.errors import HarnessError
+from harness.files import write_json
+from harness.manifest import provenance
+
+MISSING = "-"
+
+
+def bench_model(contexts: str, rounds: int, out: Path | None) -> None:
+    """Measure, print the table and, if asked, write {**provenance, **measurements} to `out`.
+
+    Raises HarnessError for a list of lengths that cannot be read, ModelError if the parity tests fail.
+    """
+    lengths = _lengths(contexts)
+    measured = measure_model(lengths, rounds)
+    _print(measured)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, {**provenance(), **measured})
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 32:
+        raise HarnessError(f"--contexts: expected lengths of at least 32 tokens like 1024,4096; got {text!r}")
+    return lengths
+
+
+def _print(measured: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{measured['parameters'] / 1e6:.1f} M parameters, one thread, medians of {measured['rounds']}")
+    for name in ("context", "side", "prefill tokens/s", "ratio", "decode tokens/s", "ratio", "peak MiB over idle"):
+        table.add_column(name, justify="left" if name == "side" else "right")
+    by_context: dict[int, dict[str, Any]] = {}
+    for row in measured["rows"]:
+        by_context.setdefault(row["context"], {})[row["side"]] = row
+        peer = by_context[row["context"]]["transformers"]
+        if row["failure"]:
+            table.add_row(f"{row['context']:,}", row["side"], f"did not finish: {row['failure']}", *[MISSING] * 4)
+            continue
+        table.add_row(
+            f"{row['context']:,}",
+            row["side"],
+            f"{row['context'] / row['prefill_seconds']:,.0f}",
+            _ratio(peer["prefill_seconds"], row["prefill_seconds"]),
+            f"{row['decode_tokens_per_second']:.1f}",
+            _ratio(row["decode_tokens_per_second"], peer["decode_tokens_per_second"]),
+            f"{row['peak_bytes'] / 2**20:,.0f}",
+        )
+    Console(width=120).print(table)
+
+
+def _ratio(value: float | None, base: float | None) -> str:
+    return MISSING if value is None or base is None else f"{value / base:.2f}"

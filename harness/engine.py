@@ -48,6 +48,8 @@ __all__ = [
     "Selector",
     "ToolCall",
     "Usage",
+    "bench_model",
+    "convert",
     "describe_model",
     "open_encoding",
     "open_engine",
@@ -77,7 +79,7 @@ class ModelFacts:
     fingerprint: str
     context_length: int | None
     selectors: tuple[Selector, ...] = ()
-    numerics: int = 1
+    numerics: str = "none"
 
 
 def describe_model(choice: "ModelChoice") -> ModelFacts:
@@ -90,13 +92,14 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
         seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
         return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
     from model.checkpoint import describe
+    from model.engine import NUMERICS
 
     facts = describe(choice.path)
     return ModelFacts(
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
         selectors=tuple(facts["selectors"]),
-        numerics=facts.get("numerics", 1),
+        numerics=NUMERICS,
     )
 
 
@@ -135,5 +138,19 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> E
         return engine
     from model.engine import LocalEngine
 
-    local: Engine = LocalEngine(choice.path, attentions, dtype=choice.dtype)
+    local: Engine = LocalEngine(choice.path, attentions, dtype=choice.dtype, chat_template=choice.chat_template)
     return local
+
+
+def convert(source: str, destination: str) -> Path:
+    """Writes a checkpoint as a folder of this project's architecture. Raises ModelError with one line."""
+    from model.convert import convert_folder
+
+    return convert_folder(source, destination)
+
+
+def bench_model() -> None:
+    """Prefill, decode and memory against transformers on one random configuration, as a table."""
+    from model.bench import bench
+
+    bench()

@@ -68,7 +68,7 @@ def cluster_sums(
 
 def t_quantile(probability: float, df: float) -> float:
     """Where the cumulative Student distribution with df degrees of freedom reaches the probability."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtrit
 
     return float(stdtrit(df, probability))
 

@@ -5,6 +5,8 @@ Sources: McNemar 1947; T. Tango 1998, Statistics in Medicine 17, 891-908; Cloppe
 
 import math
 
+FEW_DISCORDANT = 10  # clusters that differ, below which t is checked against exact tests
+
 
 def exact_mcnemar(variant_only: int, baseline_only: int) -> float:
     """Two-sided exact p that both sides win equally often: min(1, 2 * P(Binomial(b + c, 1/2) <= min(b, c))).
@@ -33,10 +35,10 @@ def tango_upper(variant_only: int, baseline_only: int, n: int, shift: float) -> 
 def sign_bound(num_against: int, num_clusters: int, margin: float) -> float:
     """Exact p of "the true difference is a margin or more against us", from how many clusters went against us.
 
-    With scores in 0..1 a mean loss of the margin needs a chance of at least the margin that a cluster loses, so
-    P(Binomial(clusters, margin) <= observed losses) bounds p whatever the sizes of the losses are.
+    For clusters of like size. With scores in 0..1 a mean loss of the margin needs a chance of at least the margin that
+    a cluster loses, so P(Binomial(clusters, margin) <= observed losses) bounds p whatever the sizes of the losses are.
     """
-    from scipy.special import bdtr  # type: ignore[import-untyped]
+    from scipy.special import bdtr
 
     return float(bdtr(num_against, num_clusters, margin)) if margin < 1 else 0.0
 

@@ -15,10 +15,15 @@ FILTER = "none"  # scores are made by process_results alone; there is no further
 def lm_eval_results(results: Row, variant: str, manifest: Row, settings: Row | None = None) -> dict[str, Any]:
     """One variant as lm-eval would report it.
 
-    results: as in results.json. manifest: its "tasks" may hold {task: {"version", "num_fewshot", …}}.
+    results: as in results.json. manifest: its "tasks" may hold {task: {"version", "num_fewshot", "docs"}}.
+    A metric without any answer is absent.
     settings: the config as written; its entry for a task becomes the task's config.
     """
-    cells = [cell for cell in results["cells"] if cell["variant"] == variant and not cell["group"]]
+    cells = [
+        cell
+        for cell in results["cells"]
+        if cell["variant"] == variant and not cell["group"] and cell["mean"] is not None
+    ]
     tasks = [task for task in results["tasks"] if any(cell["task"] == task for cell in cells)]
     facts = manifest.get("tasks")
     facts = facts if isinstance(facts, Mapping) else {}
@@ -62,7 +67,7 @@ def _metrics(task: str, cells: list[Any]) -> dict[str, Any]:
 
 def _config(task: str, settings: Row | None, facts: Row) -> dict[str, Any]:
     entries = (settings or {}).get("tasks") or []
-    entry: Row = next((entry for entry in entries if entry.get("name", entry.get("task")) == task), {})
+    entry: Row = next((entry for entry in entries if (entry.get("name") or entry.get("task")) == task), {})
     return {
         "task": task,
         **{key: value for key, value in entry.items() if key != "task"},
@@ -77,7 +82,7 @@ def _fact(facts: Row, task: str, key: str) -> Any:
 
 def _samples(task: str, cells: list[Any], facts: Row) -> dict[str, int]:
     effective = max(cell["n"] for cell in cells if cell["task"] == task)
-    return {"original": _fact(facts, task, "num_docs") or effective, "effective": effective}
+    return {"original": _fact(facts, task, "docs") or effective, "effective": effective}
 
 
 def _variant(settings: Row | None, variant: str) -> dict[str, Any]:

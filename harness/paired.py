@@ -18,14 +18,12 @@ from harness.estimates import (
     cluster_sums,
     clustered_standard_error,
     mean,
-    normal_quantile,
     t_interval,
     t_upper,
 )
-from harness.exact import constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
+from harness.exact import FEW_DISCORDANT, constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
+from harness.power import questions_needed
 
-POWER = 0.8
-FEW_DISCORDANT = 10  # clusters that differ, below which t is checked against exact tests
 CEILING, FLOOR = 0.99, 0.01
 
 
@@ -35,7 +33,7 @@ class Paired:
 
     stderr, p, tost_p, noninferior_p: None where one cluster or no question leaves nothing to test with.
     interval: "t", "clustered t", or "exact bound" where no two clusters differ. p: two-sided, of no difference.
-    variant_only, baseline_only: questions in which that side scored higher.
+    variant_only, baseline_only: questions in which that side scored higher. discordant: clusters with a difference.
     n_needed: questions that a conclusive answer would take.
     """
 
@@ -50,6 +48,7 @@ class Paired:
     interval: str | None
     variant_only: int
     baseline_only: int
+    discordant: int
     mcnemar_p: float | None
     p: float | None
     margin: float
@@ -82,6 +81,8 @@ def paired(
     stderr = clustered_standard_error(differences, clusters) if n else None
     low = high = p = below = above = None
     kind: str | None = None
+    sums = cluster_sums(differences, clusters).values()
+    up, down = sum(total > 0 for total in sums), sum(total < 0 for total in sums)
     if difference is not None and stderr == 0:
         if all(0 <= score <= 1 for score in (*variant, *baseline)):
             kind = "exact bound"
@@ -94,8 +95,6 @@ def paired(
         low, high = t_interval(difference, stderr, df)
         p = 2 * t_upper(abs(difference) / stderr, df)
         below, above = t_upper((difference + margin) / stderr, df), t_upper((margin - difference) / stderr, df)
-        sums = cluster_sums(differences, clusters).values()
-        up, down = sum(total > 0 for total in sums), sum(total < 0 for total in sums)
         if binary and num_clusters == n:
             below = max(below, tango_upper(variant_only, baseline_only, n, -margin))
             above = max(above, tango_upper(baseline_only, variant_only, n, -margin))
@@ -117,6 +116,7 @@ def paired(
         interval=kind,
         variant_only=variant_only,
         baseline_only=baseline_only,
+        discordant=up + down,
         mcnemar_p=mcnemar_p,
         p=p,
         margin=margin,
@@ -156,39 +156,11 @@ def conclude(result: Paired) -> Paired:
 
 
 def saturated(result: Paired) -> bool:
-    """Both means at the ceiling or both at the floor."""
+    """Both means at the ceiling or both at the floor of the 0..1 scale."""
     if result.mean_variant is None or result.mean_baseline is None:
         return False
-    means = (result.mean_variant, result.mean_baseline)
-    return min(means) >= CEILING or max(means) <= FLOOR
-
-
-def questions_needed(result: Paired) -> int | None:
-    """Questions at which the comparison would probably (power 0.8) be conclusive; None if there is nothing to go by.
-
-    First choice: equivalence within the margin if the true difference is zero,
-    n = (z_{1-alpha} + z_{1-(1-power)/2})^2 * Var(d) / margin^2, with Var(d) = n * stderr^2 (design effect included).
-    Where that is no more than what was asked already, the observed difference is taken as true, and the smaller n of
-    showing that it is within the margin or that it is not zero counts. Without any spread: the fewest clusters whose
-    exact bound lies within the margin, ln(alpha) / ln(1 - margin).
-    """
-    if result.stderr is None or result.difference is None or result.tost_p is None or not 0 < result.margin < 1:
-        return None
-    size = abs(result.difference)
-    if result.stderr == 0:
-        if size >= result.margin:
-            return None
-        num_clusters = math.log(ALPHA) / math.log((1 - result.margin) / (1 - size))
-        return max(result.n + 1, math.ceil(num_clusters * result.n / result.clusters))
-    variance = result.n * result.stderr**2
-    one_sided, power = normal_quantile(1 - ALPHA), normal_quantile(POWER)
-    needed = (one_sided + normal_quantile(1 - (1 - POWER) / 2)) ** 2 * variance / result.margin**2
-    if needed <= result.n:
-        choices = [(normal_quantile(1 - ALPHA / 2) + power) ** 2 * variance / size**2] if size else []
-        if size < result.margin:
-            choices.append((one_sided + power) ** 2 * variance / (result.margin - size) ** 2)
-        needed = min(choices)
-    return max(result.n + 1, math.ceil(needed))
+    low, high = sorted((result.mean_variant, result.mean_baseline))
+    return CEILING <= low <= high <= 1 or 0 <= low <= high <= FLOOR
 
 
 def poolable(part: Paired) -> bool:
@@ -222,6 +194,7 @@ def pooled(parts: Sequence[Paired], *, margin: float) -> Paired:
         interval="t",
         variant_only=sum(part.variant_only for part in parts),
         baseline_only=sum(part.baseline_only for part in parts),
+        discordant=sum(part.discordant for part in parts),
         mcnemar_p=None,
         p=2 * t_upper(abs(difference) / stderr, df),
         margin=margin,

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.config import Config, EndpointModel, LocalModel, ModelChoice, ScriptedModel
-from harness.docs import Doc, excerpts, hash_of
-from harness.engine import ChatEncoding, ModelFacts, Probes, Request, describe_model, open_encoding
+from harness.docs import Ask, Doc, excerpts, hash_of
+from harness.engine import ChatEncoding, Probes, Request
 from harness.errors import HarnessError
 from harness.record import PlannedItem, record_of
 from harness.render import Prompt, render_doc, token_counter
 from harness.scorer import Scorer
+from harness.served import Served, check_lengths, check_margins, check_selectors, serve
 from harness.task import Task
 from harness.taskset import find_tasks
-from harness.yaml_errors import nearest
 
 __all__ = ["Plan", "PlannedItem", "make_plan", "record_of"]
 
@@ -46,25 +46,6 @@ class Plan:
         return frozenset(label for label, task in self.entries.items() if task.protocol.limit_lowered)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Served:
-    """One model of the experiment, opened as far as the plan needs it."""
-
-    choice: ModelChoice
-    facts: ModelFacts
-    encoding: ChatEncoding
-
-    def thinking(self, task: Task) -> bool:
-        """The entry's word, else the model's, else the protocol's; false where there is nothing to switch."""
-        asked = task.entry.thinking
-        has_switch = self.encoding.has_thinking_switch or isinstance(self.choice, EndpointModel)
-        if asked and not has_switch:
-            raise HarnessError(f"{task.where}.thinking: the model has no thinking switch; expected false or nothing")
-        default = None if isinstance(self.choice, ScriptedModel) else self.choice.thinking
-        wanted = next((value for value in (asked, default, task.protocol.thinking) if value is not None), False)
-        return wanted and has_switch
-
-
 def make_plan(config: Config, *, limit: int | None = None) -> Plan:
     """Everything is checked here: names, options, data, needle spans, prompts that do not fit.
 
@@ -72,16 +53,16 @@ def make_plan(config: Config, *, limit: int | None = None) -> Plan:
     Raises HarnessError, TaskError or ModelError, each with one line.
     """
     tasks = find_tasks(config.tasks)
-    _check_margins(config, tasks)
+    check_margins(config, tasks)
     choices = dict.fromkeys([config.model, *(config.model_of(variant) for variant in config.variants)])
-    models = {choice: _Served(choice, describe_model(choice), open_encoding(choice)) for choice in choices}
+    models = {choice: serve(choice) for choice in choices}
     served = {variant: models[config.model_of(variant)] for variant in config.variants}
-    _check_selectors(config, served)
+    check_selectors(config, served)
     main = models[config.model]
     items: list[PlannedItem] = []
     lines: dict[str, list[dict[str, Any]]] = {}
     for task in tasks:
-        _check_lengths(task, main)
+        check_lengths(task, main)
         docs = task.docs(
             seed=config.seed,
             count_tokens=token_counter(main.encoding, main.thinking(task)),
@@ -105,7 +86,7 @@ def make_plan(config: Config, *, limit: int | None = None) -> Plan:
 
 
 def _plan_doc(
-    config: Config, task: Task, doc: Doc, served: Mapping[str, _Served]
+    config: Config, task: Task, doc: Doc, served: Mapping[str, Served]
 ) -> tuple[list[PlannedItem], dict[str, Any]]:
     """The items of one doc for every variant and repeat, and its line in docs/<task>.jsonl."""
     rendered: dict[ModelChoice, tuple[Prompt, ...]] = {}
@@ -133,7 +114,7 @@ def _plan_doc(
     return items, line
 
 
-def _checked(task: Task, doc: Doc, model: _Served) -> tuple[Prompt, ...]:
+def _checked(task: Task, doc: Doc, model: Served) -> tuple[Prompt, ...]:
     """The rendered prompts, with what must hold: needles are there, prompt and answer fit the context."""
     where = f"{task.where} ({task.label}), doc {doc.id}"
     if doc.asks[0].tools and not (model.encoding.has_native_tools or isinstance(model.choice, EndpointModel)):
@@ -155,7 +136,7 @@ def _checked(task: Task, doc: Doc, model: _Served) -> tuple[Prompt, ...]:
 
 
 def _item(
-    config: Config, task: Task, doc: Doc, variant: str, model: _Served, prompts: tuple[Prompt, ...], repeat: int
+    config: Config, task: Task, doc: Doc, variant: str, model: Served, prompts: tuple[Prompt, ...], repeat: int
 ) -> PlannedItem:
     protocol = task.protocol
     probes = _probes(config, variant, model, prompts[0])
@@ -193,7 +174,7 @@ def _item(
                 variant=variant,
                 token_ids=prompt.token_ids,
                 max_tokens=len(prompt.continuation or ()) if scored else protocol.max_tokens,
-                messages=_with_prefix(ask.messages, ask.prefix, prompt) if _is_endpoint(model) else None,
+                messages=_unrendered(ask, prompt) if isinstance(model.choice, EndpointModel) else None,
                 tools=ask.tools,
                 stop=() if scored else protocol.stop,
                 thinking=prompt.thinking,
@@ -220,13 +201,10 @@ def _item(
     )
 
 
-def _is_endpoint(model: _Served) -> bool:
-    return isinstance(model.choice, EndpointModel)
-
-
-def _with_prefix(messages: tuple[Mapping[str, Any], ...], prefix: str, prompt: Prompt) -> list[Mapping[str, Any]]:
+def _unrendered(ask: Ask, prompt: Prompt) -> list[Mapping[str, Any]]:
     """What an endpoint renders itself; the start of the answer is an assistant message that it continues."""
-    return [*messages, {"role": "assistant", "content": prefix}] if prefix and not prompt.thinking else list(messages)
+    start = [{"role": "assistant", "content": ask.prefix}] if ask.prefix and not prompt.thinking else []
+    return [*ask.messages, *start]
 
 
 def _reply(choice: ModelChoice, doc: Doc, index: int, prompt: Prompt) -> str | None:
@@ -241,7 +219,7 @@ def _reply(choice: ModelChoice, doc: Doc, index: int, prompt: Prompt) -> str | N
     return prompt.reply if index == (doc.gold_ask if gold else doc.wrong_ask) else ""
 
 
-def _probes(config: Config, variant: str, model: _Served, prompt: Prompt) -> Probes | None:
+def _probes(config: Config, variant: str, model: Served, prompt: Prompt) -> Probes | None:
     """Dense attention is asked for every selector and k, a sparse variant for its own."""
     if config.recall is None or not model.facts.selectors:
         return None
@@ -254,37 +232,3 @@ def _probes(config: Config, variant: str, model: _Served, prompt: Prompt) -> Pro
         seed=config.seed,
         needles=prompt.needles,
     )
-
-
-def _check_margins(config: Config, tasks: tuple[Task, ...]) -> None:
-    known = ["default", *(task.label for task in tasks)]
-    for name in config.compare.margin if config.compare else ():
-        if name not in known:
-            raise HarnessError(f"compare.margin.{name}: not a task of this config{nearest(name, known)}")
-
-
-def _check_selectors(config: Config, served: Mapping[str, _Served]) -> None:
-    """Every selector that is named must be one that the model can serve."""
-    for name, variant in config.variants.items():
-        can = served[name].facts.selectors
-        if can and variant.topk is not None and variant.selector not in can:
-            raise HarnessError(
-                f"variants.{name}.selector: this model cannot serve {variant.selector!r} "
-                f"(it has no trained indexer); expected one of {', '.join(can)}"
-            )
-        for index, selector in enumerate((config.recall and config.recall.selectors) or ()):
-            if can and variant.topk is None and selector not in can:
-                raise HarnessError(
-                    f"recall.selectors.{index}: the model of {name} cannot serve {selector!r}; "
-                    f"expected some of {', '.join(can)}"
-                )
-
-
-def _check_lengths(task: Task, model: _Served) -> None:
-    """Lengths in tokens need the model's tokenizer."""
-    choice = model.choice
-    if "lengths" in task.options and isinstance(choice, EndpointModel) and choice.tokenizer is None:
-        raise HarnessError(
-            f"model.tokenizer: {task.label} makes prompts of given lengths in the model's own tokens: name a folder "
-            f"with its tokenizer"
-        )

@@ -1,6 +1,6 @@
 """What a task object of lm-eval asks about one doc: chat messages, start of the answer, continuations, scripts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from harness.docs import Ask

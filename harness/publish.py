@@ -20,21 +20,23 @@ def publish(run_folder: Path, destination: Path) -> list[Path]:
     """Write the publication of a run to `destination`/<name>/ and return the paths of its files, sorted.
 
     An earlier publication of that name is replaced in one step; if anything fails it stays as it was.
-    Raises HarnessError if the run folder is incomplete or the target holds files that publishing would lose.
+    Raises HarnessError if the run folder is incomplete, the target holds files that publishing would lose, or the disk
+    does not take the files.
     """
     run = read_run(run_folder)
     name = _folder_name(run.results["name"])
     files = publication(run)
     target = destination / name
     _refuse_strangers(target, files)
-    destination.mkdir(parents=True, exist_ok=True)
     partial = destination / f".{name}.partial-{os.getpid()}"
     try:
         for relative in sorted(files):
             path = partial / relative
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(files[relative], encoding="utf-8", newline="\n")
+            path.write_bytes(files[relative].encode("utf-8", errors="replace"))
         _swap(partial, target)
+    except OSError as error:
+        raise HarnessError(f"{target}: {error.strerror or error}; nothing was published") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return [target / relative for relative in sorted(files)]

@@ -104,7 +104,7 @@ def _groups(columns: Sequence[Sequence[Any]], active: Any) -> Iterator[tuple[tup
 
 
 def over_layers(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One sample's rows averaged over (query, layer) pairs: one row per phase, selector and k, layer None."""
+    """One sample's rows averaged over layers, which saw the same queries: one row per phase, selector and k."""
     cells: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["phase"], row["selector"], row["k"]), []).append(row)
@@ -112,9 +112,8 @@ def over_layers(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (phase, selector, size), members in sorted(cells.items()):
         whole: dict[str, Any] = {"phase": phase, "layer": None, "selector": selector, "k": size, "n": members[0]["n"]}
         for name in MEASURES:
-            known = [(row[name], row["n"]) for row in members if row[name] is not None]
-            weight = math.fsum(n for _, n in known)
-            whole[name] = math.fsum(value * n for value, n in known) / weight if known else None
+            known = [row[name] for row in members if row[name] is not None]
+            whole[name] = mean(known) if known else None
         merged.append(whole)
     return merged
 

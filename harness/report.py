@@ -9,14 +9,25 @@ from harness import numbers
 from harness.report_parts.run_data import RunData, read_run
 
 TEMPLATES = Path(__file__).parent / "templates"
+MAX_PAGE_BYTES = 950_000
+ROOMS = (1.0, 0.5, 0.2, 0.05)  # shares of the usual space that recall blocks and sample texts get in turn
 
 
 def render_report(run: RunData) -> str:
     """The page as HTML. Same run, same bytes: nothing in it depends on when or where it is made.
 
     Every value passes jinja2's autoescape; a content security policy allows the page's own script (by hash) and style
-    and nothing else, so that text which slipped through could neither run nor load anything.
+    and nothing else, so that text which slipped through could neither run nor load anything. A page that would pass
+    MAX_PAGE_BYTES is made again with fewer recall blocks and samples, and says so; scores and verdicts stay whole.
     """
+    for room in ROOMS:
+        page = _render(page_view(run, room))
+        if len(page.encode()) <= MAX_PAGE_BYTES:
+            break
+    return page
+
+
+def _render(view: dict[str, Any]) -> str:
     import jinja2
     from markupsafe import Markup
 
@@ -33,7 +44,7 @@ def render_report(run: RunData) -> str:
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
-        view=page_view(run),
+        view=view,
         dash=numbers.NOT_MEASURED,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -53,8 +64,8 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def page_view(run: RunData) -> dict[str, Any]:
-    """Everything that the template shows, already in words and drawings."""
+def page_view(run: RunData, room: float = 1.0) -> dict[str, Any]:
+    """Everything that the template shows, already in words and drawings. room: see ROOMS."""
     from harness.report_parts import scores_section
     from harness.report_parts.comparison_section import comparison_view
     from harness.report_parts.manifest_section import flat_rows
@@ -86,9 +97,9 @@ def page_view(run: RunData) -> dict[str, Any]:
         "group_tables": scores_section.group_tables(results),
         "needle": needle,
         "needle_colours": [colour(place / 8) for place in range(9)],
-        "recall": recall_view(run) if results["recall"] else None,
+        "recall": recall_view(run, room) if results["recall"] else None,
         "tokens": token_blocks(run),
-        "disagreements": disagreement_view(run),
+        "disagreements": disagreement_view(run, room),
         "errors": error_view(run),
         "settings": flat_rows(run.settings) if run.settings else [],
         "manifest": flat_rows(run.manifest),
@@ -100,7 +111,7 @@ def _settings_of(run: RunData, variant: str) -> str:
     settings = ((run.settings or {}).get("variants") or {}).get(variant)
     if not isinstance(settings, dict):
         return ""
-    rest = {key: value for key, value in settings.items() if key != "topk"}
+    rest = {key: value for key, value in settings.items() if key != "topk" and value is not None}
     topk = settings.get("topk")
     words = ["every key" if topk is None else f"k = {numbers.count(topk)}"]
     return ", ".join([*words, *(str(v) if key == "selector" else f"{key} {v}" for key, v in rest.items())])

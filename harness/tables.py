@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import numbers
-from harness.multiplicity import difference_p, holm_by_task
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,12 +25,13 @@ _SCORE_FIELDS = (
     "limit_lowered",
 )  # fmt: skip
 _COMPARISON_FIELDS = (
-    "n", "clusters", "mean_variant", "mean_baseline", "difference", "stderr", "low", "high", "variant_only",
-    "baseline_only", "mcnemar_p", "margin", "tost_p", "verdict", "n_needed", "sentence",
+    "n", "clusters", "mean_variant", "mean_baseline", "difference", "stderr", "low", "high", "interval",
+    "variant_only", "baseline_only", "mcnemar_p", "p", "holm_p", "q", "margin", "noninferior_p", "tost_p", "verdict",
+    "n_needed", "sentence",
 )  # fmt: skip
 _RECALL_FIELDS = (
-    "variant", "trajectory", "task", "phase", "selector", "k", "layer", "n", "mass", "mass_stderr", "oracle_mass",
-    "mass_share", "topk_recall", "output_error", "needle_coverage",
+    "variant", "trajectory", "task", "phase", "selector", "k", "layer", "n", "queries", "mass", "mass_stderr",
+    "oracle_mass", "mass_share", "topk_recall", "output_error", "needle_coverage",
 )  # fmt: skip
 
 
@@ -68,11 +68,9 @@ def headline_rows(results: Row, comparison: Row | None = None) -> list[dict[str,
 
 
 def comparison_rows(results: Row, comparison: Row) -> list[dict[str, Any]]:
-    """Every paired difference, as the comparison has them, with Holm-adjusted p-values for the whole tasks."""
-    adjusted = holm_by_task(comparison["rows"])
+    """Every paired difference as the comparison has them: whole tasks, then groups (exploration, with q for holm_p)."""
     rows = []
-    for row in comparison["rows"]:
-        p = None if row["group"] else adjusted.get((row["task"], row["variant"], row["metric"]))
+    for row in [*comparison["rows"], *comparison.get("by_group", ())]:
         spent = row.get("tokens") or {}
         rows.append(
             {
@@ -82,9 +80,7 @@ def comparison_rows(results: Row, comparison: Row) -> list[dict[str, Any]]:
                 "group": json.dumps(row["group"], sort_keys=True) if row["group"] else "",
                 "metric": row["metric"],
                 **{field: row.get(field) for field in _COMPARISON_FIELDS},
-                "difference_p": difference_p(row),
-                "holm_p": p,
-                "significant": p is not None and p < comparison["alpha"],
+                "significant": is_significant(row, comparison),
                 "token_ratio": spent.get("ratio"),
                 "token_ratio_low": spent.get("low"),
                 "token_ratio_high": spent.get("high"),
@@ -103,7 +99,23 @@ def significant_rows(comparison: Row | None) -> set[tuple[str, str, str]]:
     """(task, variant, metric) of the whole-task differences that stay significant after Holm."""
     if comparison is None:
         return set()
-    return {key for key, p in holm_by_task(comparison["rows"]).items() if p < comparison["alpha"]}
+    rows = comparison["rows"]
+    return {(r["task"], r["variant"], r["metric"]) for r in rows if not r["group"] and is_significant(r, comparison)}
+
+
+def is_significant(row: Row, comparison: Row) -> bool:
+    """Whether a difference stays significant after Holm; rows without an adjusted p-value are never said to be."""
+    p = numbers.finite(row.get("holm_p"))
+    return p is not None and p < comparison["alpha"]
+
+
+def leading_rows(results: Row, rows: Sequence[Row]) -> list[Row]:
+    """Of comparison rows those that tables lead with: whole tasks by their headline metric, then pools of tasks."""
+    headlines = {(cell["task"], cell["metric"]) for cell in results["cells"] if cell["headline"]}
+    places = {task: place for place, task in enumerate(results["tasks"])}
+    whole = [row for row in rows if not row["group"]]
+    leading = [row for row in whole if row["task"] not in places or (row["task"], row["metric"]) in headlines]
+    return sorted(leading, key=lambda row: places.get(row["task"], len(places)))
 
 
 def _origin(results: Row) -> dict[str, Any]:
@@ -156,7 +168,7 @@ RECALL_COLUMNS = (
     Column("Phase", lambda row: str(row["phase"]), right=False),
     Column("Selector", lambda row: str(row["selector"]), right=False),
     Column("k", lambda row: numbers.count(row["k"])),
-    Column("Queries", lambda row: numbers.count(row["n"])),
+    Column("n", lambda row: numbers.count(row["n"])),
     Column("Mass, %", lambda row: numbers.percent(row["mass"])),
     Column("Oracle's mass, %", lambda row: numbers.percent(row["oracle_mass"])),
     Column("Share of oracle's, %", lambda row: numbers.percent(row["mass_share"])),
@@ -248,7 +260,7 @@ def latex_escape(text: str) -> str:
 
 def markdown_escape(text: str) -> str:
     """Text that a pipe table shows as it is: no cell ends early, no markup begins."""
-    escaped = re.sub(r"([\\|`*~\[\]])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\|`*~]|\](?=[(\[:])|\b_\B|\B_\b)", r"\\\1", " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

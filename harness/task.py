@@ -79,6 +79,10 @@ class Task:
         except IndexError:  # lm-eval looks at the first sample
             source = self.entry.data or "its data set"
             raise HarnessError(f"{self.where}: {self.name} found no samples in {source}") from None
+        except ValueError as error:
+            if type(error).__name__ != "TaskError":  # the tasks' own error, which this package does not import
+                raise
+            raise HarnessError(f"{self.where}: {error}") from error
 
     def _doc(self, task: Any, row: dict[str, Any], name: str, seed: int, has_template: bool) -> Doc:
         meta = self.metadata

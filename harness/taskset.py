@@ -25,12 +25,13 @@ TASKS = Path(__file__).resolve().parents[1] / "tasks"
 def find_tasks(entries: Sequence[TaskEntry]) -> tuple[Task, ...]:
     """The tasks of a suite, groups and tags expanded, in order. Raises HarnessError with the wrong key path."""
     tasks: list[Task] = []
+    ours = _our_index()
     for index, entry in enumerate(entries):
         where = f"tasks.{index}"
         tasks += (
             installed_tasks(entry, where, _installed_manager(), _mean())
             if entry.task.startswith(INSTALLED)
-            else _ours(entry, where)
+            else _ours(entry, where, ours)
         )
     labels: dict[str, str] = {}
     for task in tasks:
@@ -67,7 +68,7 @@ def _heading(readme: Path) -> str:
 
 
 def _our_index() -> Mapping[str, Any]:
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
     with quiet():
         index: Mapping[str, Any] = TaskManager(include_path=str(TASKS), include_defaults=False).task_index
@@ -84,7 +85,7 @@ def _installed_manager() -> Any:
 
 
 def _mean() -> Any:
-    from lm_eval.api.metrics import mean
+    from lm_eval.api.metrics import mean  # type: ignore[import-untyped]
 
     return mean
 
@@ -96,8 +97,7 @@ def _open_ours(name: str, metadata: Mapping[str, Any]) -> Any:
     return manager.load([name])["tasks"][name]
 
 
-def _ours(entry: TaskEntry, where: str) -> list[Task]:
-    index = _our_index()
+def _ours(entry: TaskEntry, where: str, index: Mapping[str, Any]) -> list[Task]:
     if entry.task not in index:
         raise HarnessError(f"{where}.task: unknown task {entry.task!r}{nearest(entry.task, index)}")
     names = _members(entry.task, index)
@@ -145,7 +145,7 @@ def _members(name: str, index: Mapping[str, Any]) -> list[str]:
 
 
 def _filters(declared: Sequence[Mapping[str, Any]] | None) -> list[Any]:
-    from lm_eval.filters import build_filter_ensemble
+    from lm_eval.filters import build_filter_ensemble  # type: ignore[import-untyped]
 
     if not declared:
         return [build_filter_ensemble("none", [("take_first", None)])]

@@ -1,7 +1,8 @@
 """A comparison as a sentence, with its numbers in points (hundredths of the 0..1 scale)."""
 
-from harness.estimates import ALPHA
+from harness.estimates import ALPHA, t_upper
 from harness.paired import CEILING, Paired
+from harness.power import needed_for_equivalence
 
 
 def sentence(
@@ -39,7 +40,7 @@ def _evidence(result: Paired) -> str:
     counts = _many(result.n, "sample")
     parts.append(counts if result.clusters == result.n else f"{counts} in {_many(result.clusters, 'cluster')}")
     parts.append(f"{result.variant_only} better and {result.baseline_only} worse")
-    if result.mcnemar_p is not None and result.variant_only + result.baseline_only:
+    if result.mcnemar_p is not None and result.clusters == result.n and result.discordant:
         parts.append(f"McNemar p = {result.mcnemar_p:.2g}")
     return ", ".join(parts).replace(",,", ",")
 
@@ -52,11 +53,20 @@ def _advice(result: Paired) -> str:
     reason = ""
     if result.low is not None and result.high is not None and (result.low > 0 or result.high < 0):
         reason = " The interval leaves out zero, but so few samples differ that the exact test does not."
-    elif result.low is not None and result.high is not None and max(-result.low, result.high) < result.margin:
-        reason = " The interval lies within the margin, but so few samples differ that exact tests do not agree."
+    elif _close_by_t_alone(result):
+        reason = " Student's t alone would show equivalence, but so few samples differ that exact tests do not agree."
     if result.n_needed is None:
         return reason
-    return f"{reason} About {result.n_needed:,} samples would be needed for a conclusive answer."
+    first_choice = needed_for_equivalence(result)
+    if first_choice is not None and first_choice > result.n:
+        return f"{reason} If there is no true difference, about {result.n_needed:,} samples would show equivalence."
+    return f"{reason} If the true difference is this one, about {result.n_needed:,} samples would be conclusive."
+
+
+def _close_by_t_alone(result: Paired) -> bool:
+    if not result.stderr or result.difference is None:
+        return False
+    return t_upper((result.margin - abs(result.difference)) / result.stderr, result.clusters - 1) <= ALPHA
 
 
 def _direction(result: Paired) -> str:

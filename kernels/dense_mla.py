@@ -7,7 +7,7 @@ import torch.nn.functional as F
 def dense_mla_reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Plain meaning of `dense_mla`: softmax(scale * q . k) v over the visible (and selected) keys; float32, quadratic."""
+    """Plain meaning of `dense_mla`: softmax(scale * q . k) v over visible (and selected) keys; float32, quadratic."""
     s, h, _ = q.shape
     t, g, _ = k.shape
     heads = torch.arange(h) // (h // g)

@@ -43,7 +43,7 @@ def simulate_e4m3(x: torch.Tensor, group: int = GROUP) -> torch.Tensor:
 
 
 def dequantize_blocks(weight: torch.Tensor, scale_inv: torch.Tensor, block: int = GROUP) -> torch.Tensor:
-    """A checkpoint's FP8 weight [rows, cols] times its block scales [ceil(rows / block), ceil(cols / block)] -> float32.
+    """FP8 weight [rows, cols] times its block scales [ceil(rows / block), ceil(cols / block)] -> float32.
 
     The last block of rows or cols may be partial (kv_a_proj_with_mqa has 576 rows: 4.5 blocks).
 

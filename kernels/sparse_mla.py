@@ -38,7 +38,7 @@ def sparse_mla(q: torch.Tensor, kv: torch.Tensor, ids: torch.Tensor, layout: KvL
         [s, h, c] in q's dtype; a query whose ids are all -1 gets zeros. Softmax in float32.
         Peak memory: 32 MiB of gathered rows (or one query's) beside the inputs.
     """
-    s, h, d = q.shape
+    s, h, _ = q.shape
     k = ids.shape[1]
     g = layout.groups
     out = torch.empty(s, h, layout.latent_dim // g, dtype=q.dtype, device=q.device)

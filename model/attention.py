@@ -31,7 +31,9 @@ class MLA(nn.Module):
         super().__init__()
         self.config = config
         self.layer = layer
-        self.layout = KvLayout(groups=config.groups, latent_dim=config.kv_lora_rank, rope_dim=config.rope_dim)
+        self.layout = KvLayout(
+            absorbed=config.absorbs, groups=config.groups, latent_dim=config.kv_lora_rank, rope_dim=config.rope_dim
+        )
         queries = config.num_heads * config.query_dim
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.qkv_bias)
@@ -42,8 +44,10 @@ class MLA(nn.Module):
         self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, config.kv_width, bias=config.qkv_bias)
         if config.latent_norm:
             self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, 1e-6)
-        if config.groups == 1:
-            self.kv_b_proj = nn.Linear(config.kv_lora_rank, config.num_heads * (config.nope_dim + config.v_dim), bias=False)
+        if config.absorbs:
+            self.kv_b_proj = nn.Linear(
+                config.kv_lora_rank, config.num_heads * (config.nope_dim + config.v_dim), bias=False
+            )
         if config.qk_norm:
             self.q_norm = RMSNorm(config.query_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.query_dim, config.rms_norm_eps)
@@ -52,9 +56,7 @@ class MLA(nn.Module):
         if config.indexer is not None and config.indexer.own[layer]:
             self.indexer = Indexer(config.indexer, config.hidden_size, config.q_lora_rank or config.hidden_size)
 
-    def forward(
-        self, x: torch.Tensor, tables: Tables, index_tables: Tables, segments: list[Segment]
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, tables: Tables, index_tables: Tables, segments: list[Segment]) -> torch.Tensor:
         """Normalised hidden states of a packed step, [n, hidden] -> [n, hidden]; every segment's cache grows."""
         q, latent = self._queries(x, tables)
         rows = self._cache_rows(x, tables)
@@ -139,19 +141,19 @@ class MLA(nn.Module):
         keys = position // PREFILL_CHUNK * PREFILL_CHUNK
         config = self.config
         masked = keys * config.num_heads * (config.query_dim + config.v_dim)
-        absorbed = config.num_heads * (self.layout.width + self.layout.latent_dim) // config.groups
-        return masked > topk * (absorbed + GATHER_COST * self.layout.width)
+        read = config.num_heads * (self.layout.width + self.layout.latent_dim) // config.groups
+        return masked > topk * (read + GATHER_COST * self.layout.width)
 
-    def _read_all(
-        self, q: torch.Tensor, kv: torch.Tensor, segment: Segment, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _read_all(self, q: torch.Tensor, kv: torch.Tensor, segment: Segment, mask: torch.Tensor | None) -> torch.Tensor:
         """Attention over all visible keys, or those in `mask`: [s, h, nope + rope] -> [s, h, v]."""
         scale, start = self.config.softmax_scale, segment.start
-        if self.config.groups > 1:
+        if not self.config.absorbs:
             return dense_mla(q, self.layout.keys(kv), self.layout.values(kv), scale, start, mask)
         if segment.decode:
             rows = self.layout.keys(kv)  # the value is the row's latent: reading the whole row spares a copy
-            return self.up_project(dense_mla(self.absorb(q), rows, rows, scale, start, mask)[..., : self.layout.latent_dim])
+            return self.up_project(
+                dense_mla(self.absorb(q), rows, rows, scale, start, mask)[..., : self.layout.latent_dim]
+            )
         keys, values = self.expand(kv)
         return dense_mla(q, keys, values, scale, start, mask)
 
@@ -163,7 +165,7 @@ class MLA(nn.Module):
 
     def absorb(self, q: torch.Tensor) -> torch.Tensor:
         """Queries [s, h, nope + rope] -> the cache's basis [s, h, c + rope]: W_UK moves from the keys to the query."""
-        if self.config.groups > 1:
+        if not self.config.absorbs:
             return q
         nope, rope = q.split((self.config.nope_dim, self.config.rope_dim), -1)
         latent = torch.bmm(nope.transpose(0, 1), self._up_weights()[0]).transpose(0, 1)
@@ -171,7 +173,7 @@ class MLA(nn.Module):
 
     def up_project(self, out: torch.Tensor) -> torch.Tensor:
         """Latent outputs [s, h, c] -> head outputs [s, h, v]."""
-        if self.config.groups > 1:
+        if not self.config.absorbs:
             return out
         return torch.bmm(out.transpose(0, 1), self._up_weights()[1].transpose(1, 2)).transpose(0, 1)
 

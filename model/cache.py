@@ -26,6 +26,7 @@ class Cache:
     ) -> None:
         """index_dtype None keeps no index keys: the variant never asks the indexer."""
         self.capacity = capacity
+        self.indexed = index_dtype is not None
         self.length = 0
         self.layers: list[LayerCache] = []
         for i in range(config.num_layers):

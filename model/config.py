@@ -78,6 +78,11 @@ class ModelConfig:
         return self.kv_lora_rank + self.rope_dim
 
     @property
+    def absorbs(self) -> bool:
+        """The cache's latent is part of the key (MLA), and W_UK may move to the query."""
+        return self.architecture != "mla_gqa"
+
+    @property
     def query_dim(self) -> int:
         """Width of one head's query as projected: nope and rope part, the rope part of its own group only."""
         return self.nope_dim + self.rope_dim // self.groups
@@ -85,7 +90,7 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """d^-1/2 of the MHA form times YaRN's mscale squared: the same in every form."""
-        return self.query_dim**-0.5 * self.rope.softmax_factor
+        return float(self.query_dim**-0.5) * self.rope.softmax_factor
 
 
 def read_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
@@ -182,7 +187,7 @@ def _read_gqa(raw: Mapping[str, Any]) -> ModelConfig:
     dim = raw.get("head_dim") or raw["hidden_size"] // heads
     source = raw.get("source_model_type", raw["model_type"])
     if raw.get("use_sliding_window") or (source == "mistral" and raw.get("sliding_window")):
-        raise ModelError("config.json: sliding-window attention cannot be converted; expected full attention in all layers")
+        raise ModelError("config.json: sliding-window attention cannot be converted; expected full attention")
     return ModelConfig(
         architecture="mla_gqa",
         vocab_size=raw["vocab_size"],

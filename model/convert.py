@@ -1,4 +1,4 @@
-"""Writing a checkpoint in our own form: grouped-query models become MLA models, FP8 and GGUF become plain safetensors."""
+"""Writing a checkpoint in our own form: grouped-query models become MLA, FP8 and GGUF become plain safetensors."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def _write_weights(model: Transformer, target: Path) -> None:
     if len(shards) == 1:
         save_file(shards[0], target / "model.safetensors", metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, target / file, metadata={"format": "pt"})

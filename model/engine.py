@@ -86,7 +86,9 @@ class LocalEngine:
     def _start(self, request: Request) -> Sequence:
         attention = self.attentions.get(request.variant)
         if attention is None:
-            raise ModelError(f"request {request.id}: expected a variant of {sorted(self.attentions)}, got {request.variant!r}")
+            raise ModelError(
+                f"request {request.id}: expected a variant of {sorted(self.attentions)}, got {request.variant!r}"
+            )
         if not request.token_ids:
             raise ModelError(f"request {request.id}: the prompt has no tokens")
         total = len(request.token_ids) + (len(request.continuation or ()) or request.max_tokens)
@@ -97,7 +99,11 @@ class LocalEngine:
             )
         probe = Probe(request.probes, attention, len(request.token_ids)) if request.probes is not None else None
         cache = Cache(
-            self.model.config, total, dtype=self.dtype, index_dtype=self._index_dtype(request, attention), device=self.device
+            self.model.config,
+            total,
+            dtype=self.dtype,
+            index_dtype=self._index_dtype(request, attention),
+            device=self.device,
         )
         return Sequence(request, attention, cache, probe, self.encoding)
 
@@ -133,17 +139,14 @@ class LocalEngine:
         limit = min(len(ids), len(mine) - 1)
         if sequence.probe is not None and sequence.probe.prompt_positions:
             limit = min(limit, sequence.probe.prompt_positions[0])
-        same_kind = all((a.index is None) == (b.index is None) for a, b in zip(cache.layers, sequence.cache.layers, strict=True))
-        if variant != sequence.request.variant or not same_kind:
+        if variant != sequence.request.variant or cache.indexed != sequence.cache.indexed:
             return
         shared = next((i for i in range(limit) if ids[i] != mine[i]), limit) // PREFILL_CHUNK * PREFILL_CHUNK
         if shared:
             sequence.cache.copy_prefix(cache, shared)
             sequence.cached_tokens = shared
 
-    def _step(
-        self, sequence: Sequence, ids: tuple[int, ...], start: int, rows: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _step(self, sequence: Sequence, ids: tuple[int, ...], start: int, rows: torch.Tensor | None) -> torch.Tensor:
         segment = Segment(
             cache=sequence.cache, attention=sequence.attention, start=start, length=len(ids),
             rows=slice(0, len(ids)), probe=sequence.probe,
@@ -159,9 +162,13 @@ class LocalEngine:
             ids[row] = sequence.generated[-1]
             segments.append(
                 Segment(
-                    cache=sequence.cache, attention=sequence.attention, start=sequence.cache.length, length=1,
-                    rows=slice(row, row + 1), decode=True,
-                )  # fmt: skip
+                    cache=sequence.cache,
+                    attention=sequence.attention,
+                    start=sequence.cache.length,
+                    length=1,
+                    rows=slice(row, row + 1),
+                    decode=True,
+                )
             )
         logits = self.model(ids, segments, torch.arange(DECODE_ROWS))
         for row, sequence in enumerate(active):
@@ -195,7 +202,9 @@ class LocalEngine:
             token_ids=(),
             text="",
             finish_reason="scored",
-            usage=Usage(prompt_tokens=len(request.token_ids), completion_tokens=0, cached_tokens=sequence.cached_tokens),
+            usage=Usage(
+                prompt_tokens=len(request.token_ids), completion_tokens=0, cached_tokens=sequence.cached_tokens
+            ),
             logprobs=tuple(logprobs),
             is_greedy=greedy,
             probes=sequence.probe.result(len(ids)) if sequence.probe is not None else None,

@@ -46,7 +46,10 @@ class Indexer(nn.Module):
         """
         q = self.wq_b(latent).float().unflatten(-1, (self.config.num_heads, self.config.head_dim))
         q = self._rotate(q, tables)
-        w = F.linear(x.float(), self.weights_proj.weight.float()) * (self.config.num_heads * self.config.head_dim) ** -0.5
+        w = (
+            F.linear(x.float(), self.weights_proj.weight.float())
+            * (self.config.num_heads * self.config.head_dim) ** -0.5
+        )
         if dtype == "fp8":
             values, scales = quantize_e4m3(hadamard(q.to(torch.bfloat16)).float(), self.config.head_dim)
             return values.float(), w * scales.squeeze(-1)

@@ -94,7 +94,9 @@ def _read(source: Weights | StateDict, name: str, names: set[str], origin: str) 
     if tensor.dtype != torch.float8_e4m3fn:
         return tensor
     if name + SCALE not in names:
-        raise ModelError(f"{origin}: {name} is float8 but {name + SCALE} is missing; its {GROUP} x {GROUP} scales are needed")
+        raise ModelError(
+            f"{origin}: {name} is float8 but {name + SCALE} is missing; its {GROUP} x {GROUP} scales are needed"
+        )
     try:
         return dequantize_blocks(tensor, source.read(name + SCALE))
     except ValueError as error:

@@ -11,8 +11,8 @@ from kernels.index_scores import index_scores
 from kernels.topk import topk_mask
 from model.errors import ModelError
 from model.request import Attention, ProbeResult, Probes, Selector
-from model.selection import select
 from model.segment import Segment
+from model.selection import select
 
 if TYPE_CHECKING:
     from model.attention import MLA
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def sampled_positions(probes: Probes, prompt_tokens: int) -> list[int]:
-    """Prompt positions to probe, ascending: without replacement, a function of the probe's seed and the prompt's length."""
+    """Prompt positions to probe, ascending, no position twice: by the probe's seed and the prompt's length."""
     count = min(probes.queries, prompt_tokens)
     return sorted(random.Random(f"{probes.seed}/{prompt_tokens}").sample(range(prompt_tokens), count))
 

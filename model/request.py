@@ -106,7 +106,7 @@ class ProbeResult:
     L2 over all heads), needle_coverage (float or None, share of needle tokens selected).
     A row with visible <= k reads everything: it is trivial and kept apart by every summary.
     trajectory: "dense" or "sparse", the attention that produced the hidden states.
-    active_share: share of (query, layer) pairs of the whole sample in which visible > the variant's topk; None if dense.
+    active_share: share of the sample's (query, layer) pairs in which visible > the variant's topk; None if dense.
     """
 
     trajectory: Literal["dense", "sparse"]

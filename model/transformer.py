@@ -80,4 +80,5 @@ class Transformer(nn.Module):
             segment.cache.length = segment.stop
         if rows is None:
             return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
-        return F.linear(self.norm(x[rows]), self.lm_head.weight).float()
+        logits: torch.Tensor = F.linear(self.norm(x[rows]), self.lm_head.weight).float()
+        return logits

@@ -53,7 +53,9 @@ class Weights:
             present = set(self._open(path).keys())
             absent = sorted(name for name, file in table.items() if file == shard and name not in present)
             if absent:
-                raise ModelError(f"{path}: the index promises {len(absent)} tensors that the shard lacks, first {absent[0]}")
+                raise ModelError(
+                    f"{path}: the index promises {len(absent)} tensors that the shard lacks, first {absent[0]}"
+                )
         self.shard_of = {name: self.folder / shard for name, shard in table.items()}
 
     def _open(self, path: Path) -> Any:

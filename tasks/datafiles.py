@@ -1,8 +1,7 @@
-"""Benchmark items from the hub or from local JSON lines: found by fixed rules, checked one by one, loaded by `datasets`."""
+"""Benchmark items from the hub or from local JSON lines: found by fixed rules, checked, as `datasets` objects."""
 
 import gzip
 import json
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ import datasets
 
 from tasks.errors import TaskError
 
+Kinds = tuple[type, ...]  # several: a number or its text, kept as text
 FindFault = Callable[[Mapping[str, Any]], str | None]  # what is wrong with an item, None when it is fine
 
 _KINDS = {str: "text", int: "an integer", list: "a list"}
 
 
-def field_fault(item: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> str | None:
+def field_fault(item: Mapping[str, Any], fields: Mapping[str, Kinds]) -> str | None:
     """The first field that is missing or of another type than those allowed; None when all are fine."""
     for name, kinds in fields.items():
         if item.get(name) is None:
@@ -52,38 +52,50 @@ def find_file(folder: Path, names: Sequence[str], pattern: str | None = None) ->
     return matches[0]
 
 
-def load_json_lines(path: Path, find_fault: FindFault) -> datasets.Dataset:
-    """All items of one file of JSON lines (.gz allowed), in file order, held in memory.
+def load_json_lines(path: Path, fields: Mapping[str, Kinds], find_fault: FindFault | None = None) -> datasets.Dataset:
+    """The named fields of all items of one file of JSON lines (.gz allowed), in file order, held in memory.
 
-    `datasets` keys its cache by path and time, so a file changed within one tick would come back old: its cache lives
-    in a temporary folder that goes away with this call, and nothing is written beside the data.
+    The lines are read here and not by the JSON builder of `datasets`: that one turns a column of texts that look like
+    dates into timestamps, "033" beside 70 into 33, and keeps a cache keyed by path and time.
 
     Raises:
-        TaskError: no items, a line that is not a JSON object, or an item that `find_fault` refuses; names file and line.
+        TaskError: no items, a line that is no JSON object, a field that is missing or of another kind, or an item that
+            `find_fault` refuses; names file and line.
     """
-    _check_lines(path, find_fault)
-    with tempfile.TemporaryDirectory(prefix="dsa-eval-") as cache, _quiet_progress():
-        loaded = datasets.Dataset.from_json(str(path), cache_dir=cache, keep_in_memory=True)
-    assert isinstance(loaded, datasets.Dataset), "from_json with one file gives one data set"
-    return loaded
+    items = []
+    for number, line in _lines(path):
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(item, dict):
+            raise TaskError(f"{path}, line {number}: expected a JSON object, got {line.strip():.60}")
+        if fault := field_fault(item, fields) or (find_fault and find_fault(item)):
+            raise TaskError(f"{path}, line {number}: {fault}")
+        items.append({name: _plain(item[name], fields[name]) for name in fields})
+    if not items:
+        raise TaskError(f"{path}: expected at least one item, got an empty file")
+    return datasets.Dataset.from_list(items)
 
 
-def load_hub(name: str, split: str, find_fault: FindFault) -> datasets.Dataset:
-    """One split of a hub data set; from the local hub cache when there is no network."""
+def load_hub(
+    name: str, split: str, fields: Mapping[str, Kinds], find_fault: FindFault | None = None
+) -> datasets.Dataset:
+    """The named fields of one split of a hub data set; from the local hub cache when there is no network."""
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, split=split).to_list()
     except Exception as error:  # connection, hub and cache errors share no base class
         reason = " ".join(str(error).split())[:160]
         raise TaskError(
             f"hub data set {name} could not be loaded ({type(error).__name__}: {reason}); "
             "set data: to a folder of local files"
         ) from error
-    if len(loaded) == 0:
+    if not rows:
         raise TaskError(f"hub data set {name}, split {split}: expected items, got none")
-    for row, item in enumerate(loaded):
-        if fault := find_fault(item):
-            raise TaskError(f"hub data set {name}, split {split}, row {row}: {fault}")
-    return loaded
+    for number, row in enumerate(rows):
+        if fault := field_fault(row, fields) or (find_fault and find_fault(row)):
+            raise TaskError(f"hub data set {name}, split {split}, row {number}: {fault}")
+    return datasets.Dataset.from_list([{key: _plain(row[key], fields[key]) for key in fields} for row in rows])
 
 
 def check_unique(ids: Sequence[str], where: str) -> None:
@@ -95,20 +107,9 @@ def check_unique(ids: Sequence[str], where: str) -> None:
         seen.add(name)
 
 
-def _check_lines(path: Path, find_fault: FindFault) -> None:
-    num_items = 0
-    for number, line in _lines(path):
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(item, dict):
-            raise TaskError(f"{path}, line {number}: expected a JSON object, got {line.strip():.60}")
-        if fault := find_fault(item):
-            raise TaskError(f"{path}, line {number}: {fault}")
-        num_items += 1
-    if num_items == 0:
-        raise TaskError(f"{path}: expected at least one item, got an empty file")
+def _plain(value: Any, kinds: Kinds) -> Any:
+    """One column holds one type: a field that may be a number or text is text."""
+    return str(value) if len(kinds) > 1 else value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -121,15 +122,3 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise TaskError(f"{path}: cannot be read as UTF-8 JSON lines ({error})") from error
-
-
-class _quiet_progress:
-    """No progress bars of `datasets` inside the block; they would tear the live display of a run."""
-
-    def __enter__(self) -> None:
-        self._were_on = datasets.are_progress_bars_disabled() is False
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self._were_on:
-            datasets.enable_progress_bars()

@@ -6,11 +6,11 @@ from typing import Any
 from markupsafe import Markup
 
 from harness import numbers
-from harness.multiplicity import holm_by_task
 from harness.report_parts.svg import Scale, drawing, element, marker, ticks
+from harness.tables import is_significant, leading_rows
 
 Row = Mapping[str, Any]
-WIDTH = 380
+WIDTH, HEIGHT = 380, 34
 # a sign and a tone per verdict, so that colour is never the only carrier
 TONES = {
     "EQUIVALENT": ("=", "good"),
@@ -21,39 +21,42 @@ TONES = {
 
 
 def comparison_view(results: Row, comparison: Row) -> dict[str, Any]:
-    """Whole-task rows (headline metric first) with verdicts and drawings, and the rows within groups.
+    """Whole-task rows with verdicts and drawings, other metrics, and the rows within groups, which are exploration.
 
-    Returns a dict: baseline, alpha, rows, others (metrics beside the headline), groups, axis (drawing).
+    Returns a dict: baseline, alpha, rows, by_task (the same rows), others (metrics beside the headline), groups, axis.
     """
-    headlines = {(cell["task"], cell["metric"]) for cell in results["cells"] if cell["headline"]}
-    whole = [row for row in comparison["rows"] if not row["group"]]
-    leading = [row for row in whole if (row["task"], row["metric"]) in headlines]
-    reach = _reach(leading)
-    adjusted = holm_by_task(comparison["rows"])
+    leading = leading_rows(results, comparison["rows"])
+    axis = _Axis(leading)
 
-    def view(row: Row) -> dict[str, Any]:
-        return _view(row, results, comparison["alpha"], adjusted, reach)
+    def views(rows: Sequence[Row]) -> list[dict[str, Any]]:
+        return [_view(row, results, comparison, axis) for row in rows]
 
+    rows = views(leading)
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
     return {
+        "by_task": list(by_task.values()),
         "baseline": comparison["baseline"],
         "alpha": numbers.percent(comparison["alpha"], 0),
-        "rows": [view(row) for row in leading],
-        "others": [view(row) for row in whole if (row["task"], row["metric"]) not in headlines],
-        "groups": [view(row) for row in comparison["rows"] if row["group"]],
-        "axis": _axis(reach),
+        "rows": rows,
+        "others": views([row for row in comparison["rows"] if not row["group"] and row not in leading]),
+        "groups": views([*(row for row in comparison["rows"] if row["group"]), *comparison.get("by_group", ())]),
+        "axis": axis.drawing(),
     }
 
 
-def tone(verdict: str) -> tuple[str, str]:
+def tone(verdict: str, difference: float | None) -> tuple[str, str]:
     """Sign and tone of a verdict; what is neither good nor bad news (inconclusive, saturated) is neutral."""
+    if verdict == "DIFFERENT" and difference is not None and difference > 0:
+        return ">", "good"
     return TONES.get(verdict, ("?" if verdict.startswith("INCONCLUSIVE") else "○", "neutral"))
 
 
-def _view(row: Row, results: Row, alpha: float, adjusted: Mapping[Any, float], reach: float) -> dict[str, Any]:
-    p = None if row["group"] else adjusted.get((row["task"], row["variant"], row["metric"]))
+def _view(row: Row, results: Row, comparison: Row, axis: "_Axis") -> dict[str, Any]:
     spent = row.get("tokens") or {}
-    sign, mood = tone(row["verdict"])
-    digits = 2 if row["n"] >= 1000 else 1
+    sign, mood = tone(row["verdict"], numbers.finite(row["difference"]))
+    digits = 2 if (numbers.finite(row.get("stderr")) or 1.0) < 0.001 else 1
     variants = list(results["variants"])
     series = variants.index(row["variant"]) if row["variant"] in variants else 0
     return {
@@ -72,62 +75,67 @@ def _view(row: Row, results: Row, alpha: float, adjusted: Mapping[Any, float], r
         "variant_only": numbers.count(row["variant_only"]),
         "baseline_only": numbers.count(row["baseline_only"]),
         "mcnemar_p": numbers.probability(row["mcnemar_p"]),
-        "holm_p": numbers.probability(p),
+        "holm_p": numbers.probability(row.get("holm_p")),
+        "q": numbers.probability(row.get("q")),
         "tost_p": numbers.probability(row["tost_p"]),
         "margin": numbers.percent(row["margin"]),
         "verdict": row["verdict"],
         "sentence": row["sentence"],
         "sign": sign,
         "tone": mood,
-        "significant": p is not None and p < alpha,
+        "significant": is_significant(row, comparison),
         "n_needed": numbers.count(row["n_needed"]),
         "token_ratio": numbers.ratio(spent.get("ratio")),
-        "token_interval": f"[{numbers.ratio(spent['low'])}, {numbers.ratio(spent['high'])}]" if spent else "",
-        "drawing": forest_row(row, reach, series),
+        "token_interval": _bounds(spent),
+        "drawing": axis.row(row, series),
     }
 
 
-def _reach(rows: Sequence[Row]) -> float:
-    """Half-width of the forest's axis: every interval and margin inside, a little air, at least 2 points."""
-    values = [numbers.finite(row[key]) for row in rows for key in ("difference", "low", "high", "margin")]
-    return 1.08 * max([0.02, *(abs(value) for value in values if value is not None)])
+def _bounds(spent: Row) -> str:
+    """Bounds of a token ratio without their signs: "[0.97, 1.12]"; empty where there are none."""
+    low, high = numbers.finite(spent.get("low")), numbers.finite(spent.get("high"))
+    return "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
 
-def _scale(reach: float) -> Scale:
-    return Scale(-reach, reach, 8.0, WIDTH - 8.0)
+class _Axis:
+    """The forest's common axis: every interval, every margin and zero are inside, with a little air."""
 
+    def __init__(self, rows: Sequence[Row]) -> None:
+        ends = [numbers.finite(row[key]) for row in rows for key in ("difference", "low", "high")]
+        margins = [numbers.finite(row["margin"]) for row in rows]
+        known = [end for end in ends if end is not None]
+        known += [side * margin for margin in margins if margin is not None for side in (-1, 1)]
+        low, high = min([-0.02, *known]), max([0.02, *known])
+        air = 0.04 * (high - low)
+        self.scale = Scale(low - air, high + air, 8.0, WIDTH - 8.0)
 
-def forest_row(row: Row, reach: float, series: int) -> Markup:
-    """One line of the forest: the margin band, the zero line, the 95 % interval and the difference."""
-    scale = _scale(reach)
-    difference, low, high, margin = (numbers.finite(row[key]) for key in ("difference", "low", "high", "margin"))
-    parts = []
-    if margin is not None:
-        parts.append(
-            element("rect", x=scale(-margin), y=0, width=scale(margin) - scale(-margin), height=34, class_="band")
+    def row(self, row: Row, series: int) -> Markup:
+        """One line of the forest: the margin band, the zero line, the 95 % interval and the difference."""
+        scale = self.scale
+        difference, low, high, margin = (numbers.finite(row[key]) for key in ("difference", "low", "high", "margin"))
+        colour = f"s{series % 6}"
+        parts = []
+        if margin is not None:
+            width = scale(margin) - scale(-margin)
+            parts.append(element("rect", x=scale(-margin), y=0, width=width, height=HEIGHT, class_="band"))
+        parts.append(element("line", x1=scale(0.0), x2=scale(0.0), y1=0, y2=HEIGHT, class_="zero"))
+        if low is not None and high is not None:
+            parts.append(element("line", x1=scale(low), x2=scale(high), y1=17, y2=17, class_=f"whisker {colour}"))
+            for end in (low, high):
+                parts.append(element("line", x1=scale(end), x2=scale(end), y1=12, y2=22, class_=f"whisker {colour}"))
+        if difference is not None:
+            parts.append(marker(series, scale(difference), 17.0, 5.2, f"mark {colour}"))
+        label = (
+            f"{row['variant']} minus {row['baseline']} on {row['task']}: {numbers.points(difference)} points "
+            f"{numbers.interval(low, high, signed=True)}, margin ±{numbers.percent(margin)}"
         )
-    parts.append(element("line", x1=scale(0.0), x2=scale(0.0), y1=0, y2=34, class_="zero"))
-    if low is not None and high is not None:
-        class_ = f"whisker s{series % 6}"
-        parts.append(element("line", x1=scale(low), x2=scale(high), y1=17, y2=17, class_=class_))
-        for end in (low, high):
-            if abs(end) <= reach:
-                parts.append(element("line", x1=scale(end), x2=scale(end), y1=12, y2=22, class_=class_))
-    if difference is not None:
-        parts.append(marker(series, scale(difference), 17.0, 5.2, f"mark s{series % 6}"))
-    label = (
-        f"{row['variant']} minus {row['baseline']} on {row['task']}: {numbers.points(difference)} points "
-        f"{numbers.interval(low, high, signed=True)}, margin ±{numbers.percent(margin)}"
-    )
-    return drawing(WIDTH, 34, label, *parts, class_="inline forest")
+        return drawing(WIDTH, HEIGHT, label, *parts, class_="inline")
 
-
-def _axis(reach: float) -> Markup:
-    scale = _scale(reach)
-    parts = []
-    for tick in ticks(-reach, reach, 6):
-        parts.append(element("line", x1=scale(tick), x2=scale(tick), y1=0, y2=4, class_="axis"))
-        parts.append(
-            element("text", numbers.points(tick, 0 if reach > 0.04 else 1), x=scale(tick), y=16, class_="tick middle")
-        )
-    return drawing(WIDTH, 20, "axis in percentage points", *parts, class_="inline")
+    def drawing(self) -> Markup:
+        parts = []
+        digits = 0 if self.scale.high - self.scale.low > 0.08 else 1
+        for tick in ticks(self.scale.low, self.scale.high, 6):
+            x = self.scale(tick)
+            parts.append(element("line", x1=x, x2=x, y1=0, y2=4, class_="axis"))
+            parts.append(element("text", numbers.points(tick, digits), x=x, y=16, class_="tick middle"))
+        return drawing(WIDTH, 20, "axis in percentage points", *parts, class_="inline")

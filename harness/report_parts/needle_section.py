@@ -70,7 +70,7 @@ def _view(cell: Mapping[str, Any] | None) -> dict[str, str] | None:
     kind = "Wilson" if cell["interval"] == "wilson" else str(cell["interval"])
     bounds = numbers.interval(cell["low"], cell["high"])
     return {
-        "mean": numbers.percent(mean, 0),
+        "mean": numbers.percent(mean).removesuffix(".0"),
         "low": numbers.percent(cell["low"], 0),
         "high": numbers.percent(cell["high"], 0),
         "title": f"{numbers.percent(mean)} %, 95 % {kind} {bounds}, n = {cell['n']}",

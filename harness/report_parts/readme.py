@@ -24,9 +24,7 @@ def readme(run: RunData) -> str:
     rows = tables.headline_rows(results, comparison)
     parts = [f"# {_plain(results['name'])}", _origin(run)]
     if comparison is not None:
-        headlines = {(row["task"], row["metric"]) for row in rows}
-        whole = [r for r in tables.comparison_rows(results, comparison) if not r["group"]]
-        leading = [row for row in whole if (row["task"], row["metric"]) in headlines]
+        leading = tables.leading_rows(results, tables.comparison_rows(results, comparison))
         parts += ["## Verdicts", "\n".join(f"- **{_plain(r['verdict'])}.** {_plain(r['sentence'])}" for r in leading)]
     parts += ["## Scores", tables.to_markdown(tables.HEADLINE_COLUMNS, rows)]
     if any(row["limit_lowered"] for row in rows):

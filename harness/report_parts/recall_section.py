@@ -20,32 +20,39 @@ METRICS = (
 )
 MAX_KS = 4
 MAX_CHART_BYTES = 300_000
+MAX_ROWS = 240
 WIDTH, HEIGHT = 250, 140
 
 
-def recall_view(run: RunData) -> dict[str, Any]:
+def recall_view(run: RunData, room: float = 1.0) -> dict[str, Any]:
     """Blocks of charts and tables, dense trajectory first; what share was trivial; how often sparsity acted.
 
-    `dropped`: blocks whose charts were left out to keep the page small (their numbers are in recall.csv).
+    room: share of the bytes that charts and tables may take. Blocks beyond it lose their charts first, then go whole;
+    `without_charts` and `left_out` count them, their numbers are in recall.csv.
     """
     groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in run.results["recall"]:
         groups[row["trajectory"], row["variant"], row["task"], row["phase"]].append(row)
     order = {name: place for place, name in enumerate([*run.results["variants"], *run.results["tasks"]])}
-    blocks, spent, dropped = [], 0, 0
+    blocks, chart_bytes, num_rows, without_charts, left_out = [], 0, 0, 0, 0
     for key in sorted(groups, key=lambda key: (key[0] != "dense", order[key[1]], order[key[2]], key[3])):
         block = _block(*key, groups[key])
         size = sum(len(panel["drawing"]) for line in block["lines"] for panel in line["panels"])
-        if spent + size > MAX_CHART_BYTES:
+        if num_rows + len(block["rows"]) > room * MAX_ROWS:
+            left_out += 1
+            continue
+        if chart_bytes + size > room * MAX_CHART_BYTES:
             block["lines"] = []
-            dropped += 1
+            without_charts += 1
         else:
-            spent += size
+            chart_bytes += size
+        num_rows += len(block["rows"])
         blocks.append(block)
     selectors = sorted({row["selector"] for row in run.results["recall"]}, key=_series)
     return {
         "blocks": blocks,
-        "dropped": dropped,
+        "without_charts": without_charts,
+        "left_out": left_out,
         "selectors": [{"name": name, "series": _series(name)} for name in selectors],
         "kept_apart": _kept_apart(run),
         "links": _links(run.comparison),
@@ -70,6 +77,7 @@ def _block(trajectory: str, variant: str, task: str, phase: str, rows: Sequence[
                 "series": _series(row["selector"]),
                 "k": numbers.count(row["k"]),
                 "n": numbers.count(row["n"]),
+                "queries": numbers.count(row.get("queries")),
                 "mass": numbers.percent(row["mass"]),
                 "mass_stderr": numbers.percent(row["mass_stderr"]),
                 "oracle_mass": numbers.percent(row["oracle_mass"]),
@@ -177,6 +185,8 @@ def _links(comparison: Row | None) -> list[dict[str, Any]]:
             {
                 "variant": row["variant"],
                 "task": row["task"],
+                "measure": str(row.get("measure", "mass")).replace("_", " "),
+                "phase": row.get("phase", numbers.NOT_MEASURED),
                 "selector": row["selector"],
                 "k": numbers.count(row["k"]),
                 "correlation": numbers.NOT_MEASURED if value is None else f"{value:+.2f}".replace("-", numbers.MINUS),

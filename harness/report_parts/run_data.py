@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def read_run(folder: Path) -> RunData:
                 f"{folder / name}: expected schema {SCHEMA}, got {content.get('schema')!r}; rescore the run"
             )
     wanted = _wanted(comparison)
-    docs, keys = _read_docs(folder, {(task, doc_id) for task, doc_id, _ in wanted})
+    docs, keys = _read_docs(folder, results["tasks"], {(task, doc_id) for task, doc_id, _ in wanted})
     samples, responses = _read_journal(folder, results, keys, wanted)
     return RunData(
         results=results,
@@ -86,20 +87,29 @@ def _wanted(comparison: Mapping[str, Any] | None) -> set[SampleKey]:
 
 
 def _read_docs(
-    folder: Path, wanted: set[tuple[str, str]]
+    folder: Path, tasks: Sequence[str], wanted: set[tuple[str, str]]
 ) -> tuple[dict[tuple[str, str], Mapping[str, Any]], dict[str, set[str]]]:
-    """Wanted doc lines, and the journal keys that count for each task (where the lines name them)."""
+    """Wanted doc lines, and the journal keys that count for each task (where the lines name them).
+
+    A task with a slash in its name (`lm_eval/gsm8k`) has its file in a folder or under a name without slashes.
+    """
+    names = {_plain(task): task for task in tasks} | {task: task for task in tasks}
     docs: dict[tuple[str, str], Mapping[str, Any]] = {}
     keys: dict[str, set[str]] = {}
     root = folder / "docs"
     for path in sorted(root.rglob("*.jsonl")):
-        task = path.relative_to(root).with_suffix("").as_posix()
+        name = path.relative_to(root).as_posix().removesuffix(".jsonl")
+        task = names.get(name) or names.get(_plain(name), name)
         for line in _lines(path):
             if (task, line["doc_id"]) in wanted:
                 docs[task, line["doc_id"]] = line
             for variant_keys in line.get("keys", {}).values():
                 keys.setdefault(task, set()).update(variant_keys)
     return docs, keys
+
+
+def _plain(task: str) -> str:
+    return re.sub(r"[/_]+", "_", task)
 
 
 def _read_journal(
@@ -113,6 +123,8 @@ def _read_journal(
             if task not in results["tasks"] or (task in keys and line["key"] not in keys[task]):
                 continue
             sample_key = (task, line["doc_id"], line["repeat"])
+            if (variant, sample_key) in samples:  # of two lines with one key the first counts
+                continue
             samples[variant, sample_key] = _sample(variant, line)
             if sample_key in wanted:
                 responses[variant, sample_key] = tuple(line["responses"])

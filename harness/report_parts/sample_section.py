@@ -14,8 +14,11 @@ MAX_ERRORS = 200
 Row = Mapping[str, Any]
 
 
-def disagreement_view(run: RunData) -> dict[str, Any]:
-    """Cards in turn from every task until the page's share of text is spent; `total` counts all disagreements."""
+def disagreement_view(run: RunData, room: float = 1.0) -> dict[str, Any]:
+    """Cards in turn from every task until the page's share of text is spent; `total` counts all disagreements.
+
+    room: share of MAX_CARD_CHARS that the cards may take.
+    """
     rows = run.comparison["disagreements"] if run.comparison else []
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -24,7 +27,7 @@ def disagreement_view(run: RunData) -> dict[str, Any]:
     spent = 0
     for turn in zip_longest(*by_task.values()):
         for row in turn:
-            if row is None or spent > MAX_CARD_CHARS:
+            if row is None or spent > room * MAX_CARD_CHARS:
                 continue
             card = _card(run, row)
             spent += _size(card)
@@ -66,15 +69,20 @@ def _card(run: RunData, row: Row) -> dict[str, Any]:
         "doc_id": visible(row["doc_id"]),
         "repeat": row["repeat"],
         "group": visible(numbers.group_label(dict(doc.get("group") or {}))),
-        "prompt": [
-            {"label": label, "text": visible(shown[part])}
-            for part, label in (("head", "Prompt begins"), ("needle", "Around the needle"), ("tail", "Prompt ends"))
-            if shown.get(part)
-        ],
+        "prompt": _prompt(shown),
         "target": excerpt(doc["target"], head=400, tail=200) if doc.get("target") is not None else None,
         "pattern": " · ".join(f"{variant} {numbers.percent(scores[variant], 0)}" for variant in variants),
         "variants": [_column(run, row, variant, scores[variant], best) for variant in variants],
     }
+
+
+def _prompt(shown: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Pieces of the prompt in order. A tail shorter than the head follows it directly: nothing was left out."""
+    head, needle, tail = (shown.get(part) or "" for part in ("head", "needle", "tail"))
+    if head and len(tail) < len(head):
+        return [{"label": "Prompt", "text": visible(head + tail)}]
+    named = (("Prompt begins", head), ("Around the needle", needle), ("Prompt ends", tail))
+    return [{"label": label, "text": visible(text)} for label, text in named if text]
 
 
 def _column(run: RunData, row: Row, variant: str, score: object, best: float | None) -> dict[str, Any]:

@@ -3,18 +3,15 @@
 import dataclasses
 import re
 
-_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "␡"}
+_CONTROLS = [code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
 # directional overrides, isolates and marks: they could reorder the text around them
-_DIRECTIONS = {
-    code: f"⟨U+{code:04X}⟩" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
-}
-_C1 = {code: f"⟨U+{code:04X}⟩" for code in range(0x80, 0xA0)}
-_VISIBLE = _CONTROLS | _DIRECTIONS | _C1
+_DIRECTIONS = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF]
+_VISIBLE = {code: f"⟨U+{code:04X}⟩" for code in (*_CONTROLS, *_DIRECTIONS)}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def visible(text: object) -> str:
-    """The text with control and direction characters shown as signs and lone surrogates as U+FFFD.
+    """The text with control and direction characters named (⟨U+202E⟩) and lone surrogates as U+FFFD.
 
     Line feeds and tabs stay; a carriage return before a line feed goes. The outcome can always be encoded as UTF-8.
     """

@@ -18,11 +18,11 @@ MAX_DOTS = 120
 def token_blocks(run: RunData) -> list[dict[str, Any]]:
     """Per task and kind of token (completion, reasoning): one row per variant on a shared axis.
 
-    Reasoning appears only for tasks where some variant has a thinking marker.
+    Reasoning appears only for tasks where some variant has a thinking marker; scored choices are not answers.
     """
     by_task: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in run.samples:
-        if sample.error is None:
+        if sample.error is None and sample.finish_reason != "scored":
             by_task[sample.task][sample.variant].append(sample)
     blocks = []
     for task in run.results["tasks"]:

@@ -2,7 +2,7 @@
 
 The language accepted is that of `parse_message_from_completion_text` in DeepSeek's encoding_dsv32.py (distributed with
 the weights), with these differences: nothing raises, a completion may end without the end-of-sequence token (length
-limits, stop strings), and every argument that is not a string must be JSON by itself.
+limits, stop strings), a block of tool calls must be closed, and every argument that is not a string must be JSON.
 """
 
 import json

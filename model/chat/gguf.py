@@ -1,4 +1,4 @@
-"""How a GGUF file says its text is split before byte-pair merging: transformers drops that rule when it converts one."""
+"""How a GGUF file splits text before byte-pair merging: transformers drops that rule when it converts one."""
 
 import struct
 from pathlib import Path
@@ -28,7 +28,7 @@ def restore_split_rule(backend: Any, path: Path) -> None:
         return
     if rule not in _DIGITS_FIRST:
         raise ModelError(
-            f"{path}: its split rule {rule!r} is lost when the tokenizer is read; put the model's tokenizer.json beside it"
+            f"{path}: the split rule {rule!r} of its tokenizer is not known; put the model's tokenizer.json beside it"
         )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

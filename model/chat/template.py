@@ -2,10 +2,11 @@
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.chat.encoding import Message, Reply, Span, Tool
+from model.chat.encoding import Message, Reply, Span, Tool, ToolCall
 from model.chat.hermes import parse_hermes
 from model.chat.tokenizer import TextTokenizer, without_eos
 from model.errors import ModelError
@@ -16,7 +17,8 @@ THINK_END = "</think>"
 _PROBE: dict[str, Any] = {"name": "probe_7f3", "description": "", "parameters": {"type": "object", "properties": {}}}
 
 # templates that print today's date would give another prompt tomorrow; this is the date Llama 3 templates fall back to
-_DATE = datetime.datetime(2024, 7, 26)
+_DATE = datetime.date(2024, 7, 26)
+_TODAY = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class RawEncoding:
@@ -73,7 +75,9 @@ class TemplateEncoding(RawEncoding):
         self.think_end_id = tokenizer.token_id(THINK_END)
         # what a template can do is what changes its rendering: the words alone may stand in a text or a comment
         self._switches = [
-            name for name in ("enable_thinking", "thinking") if self._probe(None, **{name: True}) != self._probe(None)
+            name
+            for name in ("enable_thinking", "thinking")
+            if self._probe(None, **{name: True}) != self._probe(None, **{name: False})
         ]
         self._takes_tools = _PROBE["name"] in self._probe(tools=[{"type": "function", "function": _PROBE}])
         self.has_thinking_switch = self.think_end_id is not None and bool(self._switches)
@@ -120,13 +124,14 @@ class TemplateEncoding(RawEncoding):
         )
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[Tool] | None, **switches: bool) -> str:
+        source = self._tokenizer.source
         try:
-            text = self._tokenizer.source.apply_chat_template(
+            text = source.apply_chat_template(
                 [_with_argument_objects(message) for message in messages],
                 tools=[dict(tool) for tool in tools] if tools else None,
+                chat_template=_TODAY.sub(_fixed_date, source.get_chat_template(tools=tools)),
                 tokenize=False,
                 add_generation_prompt=True,
-                strftime_now=_DATE.strftime,
                 **switches,
             )
         except Exception as error:
@@ -137,7 +142,11 @@ class TemplateEncoding(RawEncoding):
         return str(text) if str(text).startswith(bos) else bos + str(text)
 
     def _probe(self, tools: Sequence[Tool] | None, **switches: bool) -> str:
-        return self._apply([{"role": "user", "content": "a"}], tools, **switches)
+        """The smallest prompt, "" if the template refuses it: then the first real prompt says so."""
+        try:
+            return self._apply([{"role": "user", "content": "a"}], tools, **switches)
+        except ModelError:
+            return ""
 
     def _writes_hermes(self) -> bool:
         """Does a call written by the template come back from the parser?"""
@@ -157,7 +166,7 @@ class TemplateEncoding(RawEncoding):
 def _reply(
     reasoning: str = "",
     content: str = "",
-    tool_calls: Any = None,
+    tool_calls: tuple[ToolCall, ...] | None = None,
     reasoning_tokens: int | None = None,
     truncated_thought: bool = False,
     malformed: str | None = None,
@@ -175,6 +184,10 @@ def _reply(
 def _bare(thought: str) -> str:
     """A thought without the marker that the model itself opened it with, and without the line breaks around it."""
     return thought.lstrip().removeprefix(THINK).strip("\n")
+
+
+def _fixed_date(call: re.Match[str]) -> str:
+    return json.dumps(_DATE.strftime(call[2]))
 
 
 def _with_argument_objects(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class TextTokenizer:
         self.template = _template_text(source.chat_template)
         self.eos_ids = eos_ids
         self.bos = self._added_in_front()
-        self._json = self.backend.to_str()
+        self._digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()
         # post-processors add special tokens and may trim spaces off the offsets: neither is wanted
         self.backend.post_processor = None
 
@@ -55,7 +55,7 @@ class TextTokenizer:
 
     def fingerprint(self, kind: str) -> str:
         digest = hashlib.sha256()
-        for part in (kind, str(ENCODING_VERSION), self._json, self.template or "", self.bos, str(self.eos_ids)):
+        for part in (kind, str(ENCODING_VERSION), self._digest, self.template or "", self.bos, str(self.eos_ids)):
             digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
         return digest.hexdigest()
 
@@ -76,22 +76,18 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
 
     Local files only, never code from the folder. Raises ModelError with one line.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if not folder.is_dir():
         raise ModelError(f"model.path: expected a folder, got {folder}")
+    gguf = None if (folder / "tokenizer.json").is_file() else _only_gguf(folder)
     try:
-        if (folder / "tokenizer.json").is_file():
-            # the generic class takes tokenizer.json as it is; model classes may rebuild parts of it
-            with _quiet_transformers():
-                source: Any = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        else:
-            name = _only_gguf(folder)
-            with _quiet_transformers():
-                source = AutoTokenizer.from_pretrained(
-                    str(folder), gguf_file=name, local_files_only=True, trust_remote_code=False
-                )
-            restore_split_rule(source.backend_tokenizer, folder / name)
+        # the generic class takes the file as it is: model classes may rebuild parts of it, and run code of the folder
+        options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+        with _quiet_transformers():
+            source: Any = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True, **options)
+        if gguf is not None:
+            restore_split_rule(source.backend_tokenizer, folder / gguf)
         return TextTokenizer(source, _eos_ids(folder, source))
     except ModelError:
         raise

@@ -8,11 +8,13 @@ from typing import Any
 
 import datasets
 
-from tasks.datafiles import check_unique, existing, field_fault, find_file, load_hub, load_json_lines
+from tasks.datafiles import Kinds, check_unique, existing, find_file, load_hub, load_json_lines
 from tasks.errors import TaskError
 from tasks.metrics.boxed_answer import judge
 
 NUM_PROBLEMS = 30
+
+_FIELDS: dict[str, Kinds] = {"problem": (str,), "answer": (str, int)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,18 +30,14 @@ class Competition:
 
 
 def _aime(year: int, hub: tuple[str, ...]) -> Competition:
-    return Competition(
-        file=f"aime_{year}", hub=hub, id_formats=(f"aime-{year}-I-{{:02d}}", f"aime-{year}-II-{{:02d}}")
-    )
+    return Competition(file=f"aime_{year}", hub=hub, id_formats=(f"aime-{year}-I-{{:02d}}", f"aime-{year}-II-{{:02d}}"))
 
 
 COMPETITIONS = {
     "aime24": _aime(2024, ("MathArena/aime_2024_I", "MathArena/aime_2024_II")),
     "aime25": _aime(2025, ("MathArena/aime_2025",)),
     "aime26": _aime(2026, ("MathArena/aime_2026",)),
-    "hmmt25": Competition(
-        file="hmmt_feb_2025", hub=("MathArena/hmmt_feb_2025",), id_formats=("hmmt-feb-2025-{:02d}",)
-    ),
+    "hmmt25": Competition(file="hmmt_feb_2025", hub=("MathArena/hmmt_feb_2025",), id_formats=("hmmt-feb-2025-{:02d}",)),
 }
 
 
@@ -82,31 +80,26 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     }
 
 
-def _local_docs(chosen: Competition, path: Path) -> list[dict[str, str]]:
+def _local_docs(chosen: Competition, path: Path) -> list[dict[str, Any]]:
     if existing(path).is_dir():
         path = find_file(path, [f"{chosen.file}.jsonl", f"{chosen.file}.jsonl.gz"])
-    items = load_json_lines(path, lambda item: _fault(item) or field_fault(item, {"id": (str,)})).to_list()
+    items: list[dict[str, Any]] = load_json_lines(path, {"id": (str,), **_FIELDS}).to_list()
     check_unique([item["id"] for item in items], str(path))
-    return [_doc(item["id"], item) for item in items]
+    return items
 
 
-def _hub_docs(competition: str, chosen: Competition) -> list[dict[str, str]]:
-    rows = [row for name in chosen.hub for row in load_hub(name, "train", _hub_fault).sort("problem_idx").to_list()]
+def _hub_docs(competition: str, chosen: Competition) -> list[dict[str, Any]]:
+    rows = [row for name in chosen.hub for row in _hub_rows(name)]
     if len(rows) != NUM_PROBLEMS:
         names = ", ".join(chosen.hub)
         raise TaskError(f"{competition}: expected {NUM_PROBLEMS} problems in {names}, got {len(rows)}")
     share = NUM_PROBLEMS // len(chosen.id_formats)
     ids = [id_format.format(number + 1) for id_format in chosen.id_formats for number in range(share)]
-    return [_doc(name, row) for name, row in zip(ids, rows, strict=True)]
+    return [
+        {"id": name, "problem": row["problem"], "answer": row["answer"]} for name, row in zip(ids, rows, strict=True)
+    ]
 
 
-def _doc(name: str, item: Mapping[str, Any]) -> dict[str, str]:
-    return {"id": name, "problem": item["problem"], "answer": str(item["answer"])}
-
-
-def _fault(item: Mapping[str, Any]) -> str | None:
-    return field_fault(item, {"problem": (str,), "answer": (str, int)})
-
-
-def _hub_fault(item: Mapping[str, Any]) -> str | None:
-    return _fault(item) or field_fault(item, {"problem_idx": (int,)})
+def _hub_rows(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = load_hub(name, "train", {"problem_idx": (int,), **_FIELDS}).to_list()
+    return sorted(rows, key=lambda row: int(row["problem_idx"]))

@@ -14,7 +14,10 @@ import evaluate
 
 from .math_equivalence import equivalent
 
+MAX_ANSWER_CHARS = 2000  # a longer box is a degenerate response: an answer, and wrong
+
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is passed over
 _BARE = re.compile(r"[^\s{}$\\,;.]+(?:[.,][0-9]+)*")  # what `\boxed 7` holds: up to a space, brace or end of sentence
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*(?=\{)")
 _AND = re.compile(r",?\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
@@ -39,7 +42,7 @@ _TIDY = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """answer: normal form for majority votes, None without a box. by_math_verify: right, and only math-verify saw it."""
+    """answer: normal form for majority votes, None without a box. by_math_verify: only math-verify found it right."""
 
     answer: str | None
     correct: bool
@@ -53,6 +56,8 @@ def judge(text: str, gold: str) -> Verdict:
     """
     gold_form = normal_form(gold)
     content = boxed_content(text, whole_line=len(_parts(gold_form)) > 1)
+    if content is not None and len(content) > MAX_ANSWER_CHARS:
+        return Verdict(answer=content[:MAX_ANSWER_CHARS], correct=False, by_math_verify=False)
     form = None if content is None else normal_form(content)
     if not form:
         return Verdict(answer=None, correct=False, by_math_verify=False)
@@ -131,22 +136,27 @@ def _both_signs(value: str) -> list[str]:
 
 def _boxes(text: str) -> Iterator[tuple[int, str]]:
     """Position and content of every complete box that is not inside another one."""
+    closing = _closing_braces(text)
     position = 0
     while match := _BOX.search(text, position):
         position = match.end()
-        if text[position : position + 1] == "{":
-            if (end := _closing_brace(text, position)) is not None:
-                yield match.start(), text[position + 1 : end]
-                position = end + 1
+        if position in closing:
+            yield match.start(), text[position + 1 : closing[position]]
+            position = closing[position] + 1
         elif bare := _BARE.match(text, position):
             yield match.start(), bare[0]
             position = bare.end()
 
 
 def _without_boxes(content: str) -> str:
-    while (match := _BOX.search(content)) and (end := _closing_brace(content, match.end())) is not None:
-        content = content[: match.start()] + content[match.end() + 1 : end] + content[end + 1 :]
-    return content
+    """The content with `\\boxed{` and its brace taken away, wherever they are."""
+    closing = _closing_braces(content)
+    cuts: set[int] = set()
+    for match in _BOX.finditer(content):
+        if match.end() in closing:
+            cuts.update(range(match.start(), match.end() + 1))
+            cuts.add(closing[match.end()])
+    return "".join(char for index, char in enumerate(content) if index not in cuts)
 
 
 def _unwrapped(text: str) -> str:
@@ -154,23 +164,21 @@ def _unwrapped(text: str) -> str:
     while True:
         match = _WRAPPER.match(text)
         start = match.end() if match else 0
-        if text[start : start + 1] != "{" or _closing_brace(text, start) != len(text) - 1:
+        if text[start : start + 1] != "{" or _closing_braces(text).get(start) != len(text) - 1:
             return text
         text = text[start + 1 : -1].strip()
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the one at `start`; escaped braces do not count. None when it is cut off."""
-    depth, index = 0, start
-    while index < len(text):
-        if text[index] == "\\":
-            index += 1
-        elif text[index] in "{}":
-            depth += 1 if text[index] == "{" else -1
-            if depth == 0:
-                return index
-        index += 1
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Index of the closing brace by that of the opening one, in one pass; escaped braces and lone ones do not count."""
+    pairs: dict[int, int] = {}
+    opened: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            pairs[opened.pop()] = match.start()
+    return pairs
 
 
 class BoxedAnswer(evaluate.Metric):  # type: ignore[misc]

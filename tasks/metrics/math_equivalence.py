@@ -31,10 +31,11 @@ def equivalent(gold: str, answer: str) -> bool:
     return _worker().ask(gold, answer)
 
 
-class _Worker:
-    """A child that answers one question at a time; started at the first question, and again after each one it died of."""
+class Worker:
+    """A child that answers one question at a time; started at the first one, and again after each one it died of."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_cpu_seconds: int = MAX_CPU_SECONDS) -> None:
+        self._max_cpu_seconds = max_cpu_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
@@ -61,7 +62,7 @@ class _Worker:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__],
+                [sys.executable, "-P", __file__, str(self._max_cpu_seconds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -82,19 +83,17 @@ class _Worker:
 
 
 @functools.cache
-def _worker() -> _Worker:
-    worker = _Worker()
+def _worker() -> Worker:
+    worker = Worker()
     atexit.register(worker.close)
     return worker
 
 
-def _serve() -> None:
+def _serve(max_cpu_seconds: int) -> None:
     """The child: one JSON list [gold, answer] a line in, true or false a line out."""
     import resource
 
-    from math_verify import LatexExtractionConfig
-    from math_verify import parse
-    from math_verify import verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
@@ -108,7 +107,7 @@ def _serve() -> None:
     for line in sys.stdin:
         gold, answer = json.loads(line)
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(usage.ru_utime + usage.ru_stime) + 1 + MAX_CPU_SECONDS
+        limit = int(usage.ru_utime + usage.ru_stime) + 1 + max_cpu_seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         try:
             same = verify(read(gold), read(answer), float_rounding=10, timeout_seconds=None)
@@ -118,4 +117,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))

@@ -13,25 +13,28 @@ import evaluate
 
 LETTERS = "ABCDEFGHIJ"
 
-_STEPS = (
-    re.compile(r"answer is \(?([A-J])\)?"),  # first place in the text
-    re.compile(r".*[aA]nswer:\s*([A-J])"),  # last place on the first line that has one: `.` stops at line ends
-    re.compile(r"\b([A-J])\b(?!.*\b[A-J]\b)", re.DOTALL),  # last letter that stands alone in the text
-)
+# the official patterns `.*[aA]nswer:\s*([A-J])` and `\b[A-J]\b(?!.*\b[A-J]\b)` take quadratic time; these find the same
+_ANSWER_IS = re.compile(r"answer is \(?([A-J])\)?")
+_ANSWER_COLON = re.compile(r"[aA]nswer:(?=\s*([A-J]))")
+_ALONE = re.compile(r"\b[A-J]\b")
 _CHAT = re.compile(r"answer[ \t]*:[ \t]*\(?([A-J])(?![A-Za-z])", re.IGNORECASE)
 _MARKUP = re.compile(r"\*\*|__|\\(?:boxed|text|mathrm|mathbf|textbf)(?![A-Za-z])|\\[()]|[{}$]")
 
 
 def official_answer(text: str) -> str | None:
     """The letter that the first successful one of the three official steps finds, None when all fail."""
-    for step in _STEPS:
-        if match := step.search(text):
-            return match.group(1)
-    return None
+    if match := _ANSWER_IS.search(text):
+        return match[1]
+    colons = list(_ANSWER_COLON.finditer(text))
+    if colons:
+        line_end = text.find("\n", colons[0].start())
+        return [match[1] for match in colons if line_end == -1 or match.start() < line_end][-1]
+    alone = _ALONE.findall(text)
+    return alone[-1] if alone else None
 
 
 def chat_answer(text: str) -> str | None:
-    """The letter of the last `Answer: X`; bold, dollar signs, \\boxed, \\text and a parenthesis around X do not matter."""
+    """The letter of the last `Answer: X`; bold, dollar signs, \\boxed, \\text and a parenthesis do not matter."""
     letters = _CHAT.findall(_MARKUP.sub("", text))
     return letters[-1].upper() if letters else None
 

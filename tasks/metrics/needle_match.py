@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import datasets  # type: ignore[import-untyped]
-import evaluate  # type: ignore[import-untyped]
+import datasets
+import evaluate
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from tasks.datafiles import check_unique, existing, field_fault, find_file, load_hub, load_json_lines
+from tasks.datafiles import Kinds, check_unique, existing, find_file, load_hub, load_json_lines
 from tasks.errors import TaskError
 from tasks.metrics.mmlu_pro_answer import LETTERS, chat_answer, official_answer, random_guess
 from tasks.mmlu_pro.prompts import chat_prompt, few_shot_prompt
@@ -14,7 +14,7 @@ from tasks.mmlu_pro.prompts import chat_prompt, few_shot_prompt
 HUB_NAME = "TIGER-Lab/MMLU-Pro"
 MAX_SHOTS = 5  # validation items a category has
 
-_FIELDS: dict[str, tuple[type, ...]] = {
+_FIELDS: dict[str, Kinds] = {
     "question_id": (int, str),
     "question": (str,),
     "options": (list,),
@@ -22,6 +22,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "answer_index": (int,),
     "category": (str,),
 }
+_EXAMPLE_FIELDS: dict[str, Kinds] = {**_FIELDS, "cot_content": (str,)}
 
 Item = dict[str, Any]
 
@@ -85,7 +86,9 @@ def process_chat_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict
 def mismatched_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Ids of items whose gold letter and gold index name different options: errors of the data itself."""
     return [
-        str(doc["question_id"]) for doc in docs if LETTERS[doc["answer_index"] : doc["answer_index"] + 1] != doc["answer"]
+        str(doc["question_id"])
+        for doc in docs
+        if LETTERS[doc["answer_index"] : doc["answer_index"] + 1] != doc["answer"]
     ]
 
 
@@ -106,22 +109,22 @@ def _other_letter(doc: Mapping[str, Any]) -> str:
 
 def _test_items(data: str | None) -> list[Item]:
     if data is None:
-        return _without_empty_options(load_hub(HUB_NAME, "test", _item_fault))
+        return _without_empty_options(load_hub(HUB_NAME, "test", _FIELDS, _item_fault))
     path = existing(Path(data).expanduser())
     if path.is_dir():
         path = find_file(path, ["test.jsonl", "test.jsonl.gz"], pattern="test*.jsonl")
-    items = _without_empty_options(load_json_lines(path, _item_fault))
-    check_unique([str(item["question_id"]) for item in items], str(path))
+    items = _without_empty_options(load_json_lines(path, _FIELDS, _item_fault))
+    check_unique([item["question_id"] for item in items], str(path))
     return items
 
 
 def _validation_items(data: str | None) -> list[Item]:
     if data is None:
-        return _without_empty_options(load_hub(HUB_NAME, "validation", _example_fault))
+        return _without_empty_options(load_hub(HUB_NAME, "validation", _EXAMPLE_FIELDS, _item_fault))
     path = Path(data).expanduser()
     folder = path if path.is_dir() else path.parent
     file = find_file(folder, ["validation.jsonl", "validation.jsonl.gz"])
-    return _without_empty_options(load_json_lines(file, _example_fault))
+    return _without_empty_options(load_json_lines(file, _EXAMPLE_FIELDS, _item_fault))
 
 
 def _without_empty_options(loaded: datasets.Dataset) -> list[Item]:
@@ -129,8 +132,6 @@ def _without_empty_options(loaded: datasets.Dataset) -> list[Item]:
 
 
 def _item_fault(item: Mapping[str, Any]) -> str | None:
-    if fault := field_fault(item, _FIELDS):
-        return fault
     options = item["options"]
     if not 2 <= len(options) <= len(LETTERS) or not all(isinstance(option, str) for option in options):
         return f"field 'options': expected 2 to {len(LETTERS)} texts, got {options!r:.60}"
@@ -139,13 +140,6 @@ def _item_fault(item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _example_fault(item: Mapping[str, Any]) -> str | None:
-    return _item_fault(item) or field_fault(item, {"cot_content": (str,)})
-
-
 def _split(items: Sequence[Item], prompts: Sequence[str]) -> dict[str, datasets.Dataset]:
-    docs = [
-        {**{name: item[name] for name in _FIELDS}, "question_id": str(item["question_id"]), "prompt": prompt}
-        for item, prompt in zip(items, prompts, strict=True)
-    ]
+    docs = [{**item, "prompt": prompt} for item, prompt in zip(items, prompts, strict=True)]
     return {"test": datasets.Dataset.from_list(docs)}

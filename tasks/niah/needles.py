@@ -53,7 +53,7 @@ class Words:
     """Adjective-noun pairs from wonderwords' lists, drawn with the caller's generator."""
 
     def __init__(self) -> None:
-        from wonderwords import RandomWord  # type: ignore[import-untyped]
+        from wonderwords import RandomWord
 
         lists = RandomWord(enhanced_prefixes=False)
         self._adjectives = sorted(set(lists.filter(include_categories=("adjective",))))

@@ -4,12 +4,16 @@ from typing import Any
 
 Call = dict[str, dict[Any, Any]]  # one function name -> its arguments by name, as the official decoder gives them
 
-MAX_CHARS = 50_000  # no answer budget reaches it; keeps every decoder far below a second
+MAX_CHARS = 32_768  # twice what 4,096 tokens of code take; keeps every decoder far below a second
 MAX_DEPTH = 60  # brackets, operators and blocks inside each other; the data needs five
 
 
 class DecodeError(ValueError):
     """The text is not a call list; the message says why in a few words."""
+
+
+class NoCallError(DecodeError):
+    """The text is source code of the right language, but holds no call."""
 
 
 def canonical(calls: list[Call]) -> str:

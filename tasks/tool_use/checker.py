@@ -1,8 +1,8 @@
 """Is a decoded call list one of the accepted answers? The rules of the official BFCL checker, errors included.
 
-Source: bfcl-eval 2026.3.23, `eval_checker/ast_eval/ast_checker.py` and `eval_runner.py`. A `Verdict` carries the official
-error kind, so that a disagreement can be looked up there. What the official code cannot handle (it stops with a Python
-error) counts as a wrong value here; the data never asks for it.
+Source: bfcl-eval 2026.3.23, `eval_checker/ast_eval/ast_checker.py` and `eval_runner.py`. A `Verdict` carries the
+official error kind, so that a disagreement can be looked up there. What the official code cannot handle (it stops with
+a Python error) counts as a wrong value here; the data never asks for it.
 """
 
 import math
@@ -175,9 +175,7 @@ def _type_of(options: Iterable[Any]) -> type | None:
     return next((type(option) for option in options if option != ""), None)
 
 
-def _check_type(
-    value: Any, options: Iterable[Any], expected: type, element: type | None
-) -> tuple[str | None, bool]:
+def _check_type(value: Any, options: Iterable[Any], expected: type, element: type | None) -> tuple[str | None, bool]:
     """Official error kind or None, and whether the value stands for a variable (then it must be accepted literally).
 
     A value is a variable if the accepted ones are not of the described type. Types are exact: True is no integer.
@@ -225,12 +223,17 @@ def _check_entries(value: Any, option: Any) -> Verdict:
         if key not in option:
             verdict = Verdict(error="value_error:dict_key")
             break
-        if _plain(item) not in [_plain(accepted) for accepted in option[key]]:
+        if _plain(item) not in [_plain(accepted) for accepted in _values(option[key])]:
             verdict = Verdict(error="value_error:dict_value")
             break
-    if any(key not in value and "" not in accepted for key, accepted in option.items()):
+    if any(key not in value and "" not in _values(accepted) for key, accepted in option.items()):
         verdict = Verdict(error="value_error:dict_key")
     return verdict
+
+
+def _values(accepted: Any) -> Any:
+    """Accepted values of a dict's key; where the data has no list, a text counts letter by letter, officially too."""
+    return accepted if isinstance(accepted, list | str) else [accepted]
 
 
 def _check_dicts(value: list[Any], options: list[Any]) -> Verdict:

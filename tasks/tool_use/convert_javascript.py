@@ -1,7 +1,7 @@
 """JavaScript source text of one value to the Python value that it is compared as.
 
 Rules: BFCL (bfcl-eval 2026.3.23), `ast_eval/type_convertor/js_type_converter.py`. What does not look like its type
-stays text. The official regular expression for arrays of arrays is followed by hand: a search with it can take for ever.
+stays text. The official regular expression for arrays of arrays is followed by hand: with it a search may never end.
 """
 
 import re
@@ -92,7 +92,7 @@ def _array(value: str, element_type: str | None) -> Any:
 def _array_of_arrays(value: str) -> list[str] | None:
     """Texts of the inner arrays, or None if the value does not start with an array of arrays.
 
-    An inner array runs to the first `]` behind which the rest still fits, on one line; other inner brackets do not count.
+    An inner array runs to the first `]` behind which the rest still fits, on one line; other brackets do not count.
     """
     opening = re.match(r"(?:(\[)|new\s+Array\()\s*\[", value)
     if opening is None:

@@ -8,12 +8,13 @@ repairs by guessing is refused here.
 import re
 from dataclasses import dataclass, field
 
-from tasks.tool_use.calls import Call, DecodeError
+from tasks.tool_use.calls import Call, DecodeError, NoCallError
 from tasks.tool_use.decode_python import bracketed
 from tasks.tool_use.scanner import Scanner
 
 _STRINGS = re.compile(r'"""(?:\\.|[^\\])*?"""|"(?:\\.|[^\\"])*"|' + r"'(?:\\.|[^\\'\n])+'", re.DOTALL)
 _PRIMITIVES = ("byte", "short", "int", "long", "float", "double", "boolean", "char", "void")
+_CAST = re.compile(rf"\(\s*+(?:({'|'.join(_PRIMITIVES)})\b)?[\w$.<>,?&\[\]\s]*\)")
 _PREFIX = ("++", "--", "+", "-", "!", "~")
 _BINARY = ("&&", "||", "==", "!=", "<=", "<<", "*", "/", "%", "&", "|", "^", "+", "-", "<")
 _ASSIGN = (">>>=", "<<=", ">>=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "=")
@@ -51,7 +52,7 @@ def decode_java(text: str) -> list[Call]:
     parser = _Parser(bracketed(text)[1:-1])
     parser.statements()
     if not parser.invocations:
-        raise DecodeError("no call in the Java source")
+        raise NoCallError("no call in the Java source")
     first = min(parser.invocations, key=lambda call: (call.start, -call.end))
     arguments: dict[str | None, str] = {}
     for node in first.arguments:
@@ -187,29 +188,29 @@ class _Parser(Scanner):
         raise self.fail("'.class'")
 
     def _parenthesized(self) -> _Node:
-        start = self.skip()
-        inside = [_Node(kind="token", start=self.end - len(token), end=self.end) for token in self.balanced()]
-        group = self._node("other", inside)
-        if self.sees("->"):
-            return self._lambda(group)
-        is_type = all(self.source(token) in "()[]<>,.?&" or self.source(token)[0].isalpha() for token in inside)
+        start, end = self.skip(), self.matching_end()
+        self.move(end)
+        is_lambda = self.sees("->")
         word = self.sees_word()
-        cast = is_type and (self.sees("(", '"', "'", "!", "~") or (word and word != "instanceof"))
-        if cast or (is_type and self.source(inside[1]) in _PRIMITIVES):
-            return self._node("other", [group, self._operand()])
-        end = self.end
+        type_ = _CAST.fullmatch(self.text, start, end)
+        is_cast = type_ and (type_.group(1) or self.sees("(", '"', "'", "!", "~") or (word and word != "instanceof"))
         self.move(start)
-        opening = self._token("(")
-        parts = [opening, self.expression(), self._token(")")]
-        assert self.end == end, "the same brackets were read twice"
-        return self._node("other", parts)
+        if is_lambda:
+            return self._lambda(self._block())
+        if is_cast:
+            return self._node("other", [self._block(), self._operand()])
+        return self._node("other", [self._token("("), self.expression(), self._token(")")])
+
+    def _block(self) -> _Node:
+        """A bracketed piece token by token."""
+        tokens = [_Node(kind="token", start=self.end - len(token), end=self.end) for token in self.balanced()]
+        return self._node("other", tokens)
 
     def _lambda(self, parameters: _Node) -> _Node:
         arrow = self._token("->")
         if not self.sees("{"):
             return self._node("other", [parameters, arrow, self.expression()])
-        body = [_Node(kind="token", start=self.end - len(token), end=self.end) for token in self.balanced()]
-        return self._node("other", [parameters, arrow, *body])
+        return self._node("other", [parameters, arrow, self._block()])
 
     def _creation(self) -> _Node:
         start = self.skip()

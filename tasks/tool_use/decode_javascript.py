@@ -8,7 +8,7 @@ repairs by guessing is refused here.
 import re
 from dataclasses import dataclass
 
-from tasks.tool_use.calls import Call, DecodeError
+from tasks.tool_use.calls import Call, DecodeError, NoCallError
 from tasks.tool_use.decode_python import bracketed
 from tasks.tool_use.scanner import Scanner
 
@@ -49,7 +49,7 @@ def decode_javascript(text: str) -> list[Call]:
     parser = _Parser(bracketed(text)[1:-1])
     call = parser.first_call()
     if call is None:
-        raise DecodeError("no statement of the JavaScript source is a call")
+        raise NoCallError("no statement of the JavaScript source is a call")
     source = parser.text
     arguments: dict[str | None, str] = {}
     for part in call.arguments:
@@ -100,9 +100,7 @@ class _Parser(Scanner):
                 value = self.skip()
                 self.expression()
                 kind = "assignment" if symbol == "=" else "other"
-                return _Expression(
-                    kind=kind, start=start, end=self.end, callee_end=first.end, value_start=value
-                )
+                return _Expression(kind=kind, start=start, end=self.end, callee_end=first.end, value_start=value)
             alone = True
             while self._binary():
                 alone = False
@@ -215,8 +213,8 @@ class _Parser(Scanner):
             pass
 
     def _parenthesized(self) -> None:
-        start = self.skip()
-        self._skip_block("(")
+        start, end = self.skip(), self.matching_end()
+        self.move(end)
         if self.sees("=>"):
             self._arrow_body()
             return
@@ -311,6 +309,4 @@ class _Parser(Scanner):
             elif not self.on_new_line() and self.take("++", "--"):
                 kind = "other"
             else:
-                return _Expression(
-                    kind=kind, start=start, end=end, callee_end=callee_end, arguments=arguments
-                )
+                return _Expression(kind=kind, start=start, end=end, callee_end=callee_end, arguments=arguments)

@@ -13,7 +13,8 @@ from typing import Any
 from tasks.tool_use.calls import MAX_CHARS, MAX_DEPTH, Call, DecodeError
 
 _STRINGS_AND_BRACKETS = re.compile(
-    r"'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^\\'\n])*'|\"(?:\\.|[^\\\"\n])*\"|[\[\](){}]", re.DOTALL
+    r"'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^\\'\n])*'|\"(?:\\.|[^\\\"\n])*\"|[\[\](){}]",
+    re.DOTALL,
 )
 _MAX_BITS = 4096  # arithmetic on literals stops here: 2 ** 10 ** 9 must not run
 _MAX_ITEMS = 10_000
@@ -114,7 +115,7 @@ def _value(node: ast.expr | None, depth: int) -> Any:
         case ast.Constant(value=value):
             return "..." if value is Ellipsis else value
         case ast.UnaryOp(operand=ast.Constant(value=value)):
-            return operator.neg(value)  # whatever the sign: the official decoder negates for +, ~ and not as well
+            return -value  # type: ignore[operator]  # whatever the sign: the official decoder negates for +, ~ and not as well
         case ast.List(elts=elements):
             return [_value(element, depth + 1) for element in elements]
         case ast.Tuple(elts=elements):

@@ -9,8 +9,8 @@ from tasks.tool_use.calls import MAX_CHARS, MAX_DEPTH, DecodeError
 _SPACE = re.compile(r"(?:\s|//[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*")
 _WORD = re.compile(r"(?:[^\W\d]|[$_])[\w$]*")
 _NUMBER = re.compile(
-    r"0[xX][\da-fA-F_]+[lLn]?|0[bB][01_]+[lLn]?|0[oO][0-7_]+n?|"
-    r"(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?[fFdDlLn]?"
+    r"0[xX][\da-fA-F_]+[lLn]?|0[bB][01_]+[lLn]?|0[oO][0-7_]+n?|\d[\d_]*[lLn]|"
+    r"(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?[fFdD]?"
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -31,6 +31,7 @@ class Scanner:
         self.end = 0  # behind the last token taken, before the blanks that follow it
         self._strings = strings
         self.depth = 0
+        self._ends: dict[int, int] = {}  # position of an opening bracket -> behind its partner
 
     @contextmanager
     def nested(self) -> Iterator[None]:
@@ -62,7 +63,10 @@ class Scanner:
     def sees(self, *symbols: str) -> str | None:
         """The first of `symbols` that comes next, without moving."""
         start = self.skip()
-        return next((symbol for symbol in symbols if self.text.startswith(symbol, start)), None)
+        for symbol in symbols:
+            if self.text.startswith(symbol, start):
+                return symbol
+        return None
 
     def take(self, *symbols: str) -> str | None:
         """Like `sees`, and moves behind it."""
@@ -106,9 +110,19 @@ class Scanner:
         found = self.text[self.position : self.position + 12] or "the end"
         return DecodeError(f"expected {expected} at character {self.position}, got {found!r}")
 
+    def matching_end(self) -> int:
+        """Behind the partner of the bracket that comes next, without moving; every bracket is looked for once."""
+        start = self.skip()
+        if start not in self._ends:
+            for _ in self.balanced():
+                pass
+            self.move(start)
+        return self._ends[start]
+
     def balanced(self) -> Iterator[str]:
         """Tokens of a bracketed block, brackets included; the cursor ends behind it."""
         closing: list[str] = []
+        opened: list[int] = []
         while True:
             start = self.skip()
             if self.take_string() or self.take_word() or self.take_number():
@@ -120,9 +134,13 @@ class Scanner:
             self.move(start + 1)
             if symbol in _CLOSING:
                 closing.append(_CLOSING[symbol])
+                opened.append(start)
+                if len(closing) > MAX_DEPTH:
+                    raise DecodeError(f"nested more than {MAX_DEPTH} deep")
             elif symbol in ")]}":
                 if not closing or closing.pop() != symbol:
                     raise DecodeError(f"bracket {symbol!r} at character {start} closes nothing")
+                self._ends[opened.pop()] = self.end
             yield symbol
             if not closing:
                 return

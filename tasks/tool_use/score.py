@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.tool_use.calls import MAX_CHARS, MAX_DEPTH, Call, DecodeError, canonical
+from tasks.tool_use.calls import MAX_CHARS, MAX_DEPTH, Call, DecodeError, NoCallError, canonical
 from tasks.tool_use.checker import check_calls, language_of
 from tasks.tool_use.decode_java import decode_java
 from tasks.tool_use.decode_javascript import decode_javascript
@@ -24,7 +24,7 @@ class CallScore:
     """Score of one answer.
 
     `decoded`: at least one call could be read. `answer`: the calls as one text; None if none could be read, but
-    "no call" where the right answer is not to call. `reason`: empty if right, else the official error kind and a detail.
+    "no call" where the right answer is not to call. `reason`: empty if right, else the official error kind, a detail.
     """
 
     right: bool
@@ -51,8 +51,9 @@ def score_answer(
             calls = decode_native(text)
         else:  # the official runner reads relevance answers as Python whatever the functions' language
             calls = _DECODERS["python" if relevance else language_of(category)](text)
-        failure = ""
+        kind, failure = "", ""
     except DecodeError as error:
+        kind = "decoder_wrong_output_format" if isinstance(error, NoCallError) else "decoder_failed"
         calls, failure = [], str(error)
     decoded = bool(calls)
     answer = canonical(calls) if decoded else None
@@ -63,7 +64,7 @@ def score_answer(
         reason = "" if decoded else f"relevance_error:decoder_failed: {failure or 'an empty list'}"
         return CallScore(right=decoded, decoded=decoded, answer=answer, reason=reason)
     if failure:
-        return CallScore(right=False, decoded=False, answer=None, reason=f"ast_decoder:decoder_failed: {failure}")
+        return CallScore(right=False, decoded=False, answer=None, reason=f"ast_decoder:{kind}: {failure}")
     verdict = check_calls(functions, calls, answers, category, underscores=mode == "native")
     reason = ": ".join(part for part in (verdict.error, verdict.detail) if part)
     return CallScore(right=verdict.right, decoded=decoded, answer=answer, reason=reason)

@@ -27,7 +27,7 @@ from model.request import (
 )
 
 if TYPE_CHECKING:
-    from harness.config import ModelChoice
+    from harness.config import LocalModel, ModelChoice
 
 __all__ = [
     "SELECTORS",
@@ -53,6 +53,7 @@ __all__ = [
     "describe_model",
     "open_encoding",
     "open_engine",
+    "weight_bytes",
 ]
 
 
@@ -101,6 +102,14 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
         selectors=tuple(facts["selectors"]),
         numerics=NUMERICS,
     )
+
+
+def weight_bytes(choice: "LocalModel") -> int:
+    """Size of a checkpoint's weight files on the disk."""
+    from model.checkpoint import resolve
+
+    folder = Path(resolve(choice.path))
+    return sum(file.stat().st_size for kind in ("*.safetensors", "*.gguf") for file in folder.glob(kind))
 
 
 def open_encoding(choice: "ModelChoice") -> ChatEncoding:

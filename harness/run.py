@@ -12,9 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from harness.config import Config, LocalModel, digest, load_config
+from harness.config import Config, LocalModel, ModelChoice, digest, load_config
 from harness.display import Display, Progress
-from harness.engine import ChatEncoding, Engine, open_engine
+from harness.engine import ChatEncoding, Engine, open_engine, weight_bytes
 from harness.files import check_space, write_whole
 from harness.folder import write_docs
 from harness.journal import Journal, lock, to_line
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SPACE_BYTES = 64 * 2**20  # for results, page and manifest
 SPACE_BYTES_PER_SAMPLE = 16 * 2**10  # a journal line of a few thousand characters and its recall part
 WIDTH = 160  # of tables in files and pipes
+MEMORY_PER_BYTE = 8  # of weights on the disk: 4-bit files become float32
 INTERRUPTED = 130  # 128 + SIGINT, what a shell gives for Ctrl-C
 
 
@@ -49,7 +50,7 @@ def run(
     Args:
         out: the run folder; runs/<name>-<digest> if not given.
         limit: first docs of every task only.
-        replicas: how many; 0 runs in this process without Ray. One per GPU, else one per core, if not said.
+        replicas: how many; 0 runs in this process without Ray; None is one per GPU, or per core as far as memory goes.
         address: of a Ray cluster; None starts Ray here.
         gpus: of each replica; None is one where there are GPUs and a model to put on them.
         dry_run: print the plan and stop.
@@ -77,7 +78,7 @@ def run(
         stack.enter_context(lock(folder))
         _prepare(folder, config_path, plan)
         with Journal(folder, list(config.variants)) as journal:
-            _run_missing(folder, plan, journal, _Place(runtime, replicas, gpus), stop)
+            _run_missing(folder, plan, journal, Place(runtime, replicas, gpus), stop)
     results, comparison = tabulate(folder)
     _print_tables(folder, results, comparison)
     return folder
@@ -95,7 +96,7 @@ class Stop:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where engines run. runtime: None is this process."""
 
     runtime: "Runtime | None"
@@ -116,21 +117,27 @@ class _Place:
             if self.runtime is None:
                 yield from run_here(make_engine, work, stop)
                 continue
-            num_replicas, num_gpus = self._size(isinstance(choice, LocalModel))
+            num_replicas, num_gpus = self.size(choice, len(work))
             pool = Pool(self.runtime, make_engine, num_replicas=num_replicas, num_gpus=num_gpus, notify=say)
             yield from pool.run(work, stop)
 
-    def _size(self, has_weights: bool) -> tuple[int, float]:
-        """Replicas, and GPUs of each: all GPUs where weights are served and nothing else was asked for."""
+    def size(self, choice: ModelChoice, num_items: int) -> tuple[int, float]:
+        """Replicas, and GPUs of each, where the command line leaves them open.
+
+        Weights are served by every GPU or, without one, by every CPU core whose copy fits into memory: a replica uses
+        one core. Endpoints and scripts take one replica.
+        """
         assert self.runtime is not None
-        num_available = self.runtime.resources().get("GPU", 0)
-        num_gpus = self.gpus if self.gpus is not None else float(has_weights and num_available > 0)
-        if self.replicas:
+        there = self.runtime.resources()
+        if not isinstance(choice, LocalModel):
+            return self.replicas or 1, self.gpus or 0
+        num_gpus = float("GPU" in there) if self.gpus is None else self.gpus
+        if self.replicas is not None:
             return self.replicas, num_gpus
-        if num_gpus:
-            return max(1, int(num_available // num_gpus)), num_gpus
-        # a CPU engine runs on one thread, so that its bits do not depend on the machine: cores come by replicas
-        return (max(1, int(self.runtime.resources().get("CPU", 1))) if has_weights else 1), 0.0
+        most = there["GPU"] // num_gpus if num_gpus and "GPU" in there else there.get("CPU", 1)
+        if not num_gpus:
+            most = min(most, there.get("memory", 0) // (MEMORY_PER_BYTE * max(1, weight_bytes(choice))))
+        return max(1, min(int(most), num_items)), num_gpus
 
 
 def _prepare(folder: Path, config_path: Path, plan: "Plan") -> None:
@@ -148,7 +155,7 @@ def _prepare(folder: Path, config_path: Path, plan: "Plan") -> None:
     write_docs(folder, plan.docs)
 
 
-def _run_missing(folder: Path, plan: "Plan", journal: Journal, place: _Place, stop: Stop) -> None:
+def _run_missing(folder: Path, plan: "Plan", journal: Journal, place: Place, stop: Stop) -> None:
     missing = [item for item in plan.items if item.key not in journal.records]
     progress = stop.progress = Progress(plan.items, journal.records, time.monotonic)
     with Display(progress) as display:

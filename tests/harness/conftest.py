@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from chat_server import ChatServer
 
 from harness.replicas import Runtime
+from tests.harness.chat_server import ChatServer
 
 
 @pytest.fixture(scope="module")

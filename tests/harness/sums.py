@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from chat_server import ChatServer, completion
+
+from tests.harness.chat_server import ChatServer, completion
 
 
 def write_sums(path: Path, num: int) -> None:

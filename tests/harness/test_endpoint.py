@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, completion
 
 from harness.endpoint import EndpointEngine
 from harness.engine import Request, Result, Sampling
 from harness.errors import HarnessError
 from harness.scripted import ByteEncoding
+from tests.harness.chat_server import ChatServer, completion
 
 QUESTION = ({"role": "user", "content": "2 + 2?"},)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatServer
-from sums import answer, config
 
 from harness.run import run
+from tests.harness.chat_server import ChatServer
+from tests.harness.sums import answer, config
 
 NUM_DOCS = 60
 SLOW_IMPORTS = ["evaluate", "lm_eval.tasks", "openai", "scipy.stats"]

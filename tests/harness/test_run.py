@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatServer
-from sums import answer, config, task
 
 from harness.compare_runs import compare_runs
 from harness.engine import Request, Result, Usage
@@ -21,6 +19,8 @@ from harness.rescore import rescore
 from harness.run import make_record, run
 from harness.scripted import ByteEncoding
 from harness.work_queue import Finished
+from tests.harness.chat_server import ChatServer
+from tests.harness.sums import answer, config, task
 
 
 @pytest.fixture(autouse=True)

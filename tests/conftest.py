@@ -10,6 +10,10 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-readme", action="store_true", help="run the README's commands in full, not on two samples")
+
+
 @pytest.fixture(autouse=True)
 def seeded_by_test_name(request: pytest.FixtureRequest) -> None:
     """Every test draws the same numbers whatever ran before it."""

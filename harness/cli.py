@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
+import typer.main
 from typer.core import TyperCommand
 
 P = ParamSpec("P")
@@ -196,4 +197,17 @@ def bench_model(
 
 
 def main() -> None:
-    app()
+    """Run the command of sys.argv; a wrong command line is one line as well."""
+    command = typer.main.get_command(app)
+    try:
+        code = command(prog_name="dsa-eval", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message") or not hasattr(error, "ctx"):  # all that click's kinds have in common
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            print(error.format_message())
+            raise SystemExit(USER_ERROR) from None
+        path = error.ctx.command_path if error.ctx is not None else "dsa-eval"
+        print(f"dsa-eval: {' '.join(error.format_message().split())} (see {path} --help)", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+    raise SystemExit(code or 0)

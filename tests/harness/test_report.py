@@ -131,7 +131,7 @@ def test_many_recall_blocks_keep_the_page_small(tmp_path: Path) -> None:
     assert len(html.encode()) < 1_000_000
     said = re.search(r"(\d+) blocks come without charts and (\d+) were left out; recall.csv has every number", html)
     assert said
-    assert int(said[2]) + html.count('<span class="trajectory">') == 12 * 6
+    assert int(said[2]) + html.count(' queries <span class="trajectory">') == 12 * 6
 
 
 def test_many_disagreements_are_cut_by_size_and_taken_from_every_task(tmp_path: Path) -> None:

@@ -86,9 +86,6 @@ def logits_of(monkeypatch):
     return seen
 
 
-# the same bits, whatever the batch
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", FOLDERS)
 def test_answers_logits_and_probes_have_the_same_bits_alone_in_a_batch_and_in_another_order(name, dtype, logits_of):
@@ -131,9 +128,6 @@ def test_requests_are_pulled_as_rows_come_free_and_results_come_as_they_finish(e
 def test_a_consumer_between_results_is_not_in_inference_mode(engine):
     for _ in engine.run([ask("a", 5), ask("b", 5, continuation=(1,))]):
         assert not torch.is_inference_mode_enabled()
-
-
-# shared prefixes
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -186,9 +180,6 @@ def test_an_answer_does_not_leak_into_the_prefix(engine):
     shared = answers(engine, [ask("a", ids, max_tokens=20, probes=probes), again])["b"]
     assert shared.usage.cached_tokens == 256
     assert shared.token_ids == alone.token_ids
-
-
-# where an answer ends
 
 
 @pytest.fixture
@@ -271,9 +262,6 @@ def test_an_open_thought_at_the_limit_keeps_its_text(free):
     assert (result.text, result.finish_reason) == (Words().decode(ids), "length")
 
 
-# log-likelihoods
-
-
 @pytest.mark.parametrize(
     "make", [lambda: dsa_folder("deepseek", index_topk=1024), lambda: dsa_folder("glm", index_topk=1024), llama_folder]
 )
@@ -317,9 +305,6 @@ def test_choices_of_one_prompt_share_it_and_score_as_they_do_alone(engine):
     for choice in choices:
         alone = answers(engine_of(engine.model), [choice])[choice.id]
         assert shared[choice.id].logprobs == alone.logprobs
-
-
-# one bad request
 
 
 def test_bad_requests_are_errors_of_their_own_and_the_others_go_on(engine):

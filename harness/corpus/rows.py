@@ -15,10 +15,10 @@ from model.training.pieces import PieceEncoder, splits_between
 from model.training.tokenizer import PAD
 from tasks.dialogues.dialogue import Call, Dialogue, Role, Sources, Turn
 from tasks.dialogues.drills import text_dialogue
-from tasks.dialogues.mixture import LONG_SHARE, draw_long, draw_short
+from tasks.dialogues.mixture import LONG_SHARE, MIN_SHORT, draw_long, draw_short
 
-WEIGHTS: dict[Role, float] = {"phrase": 0.5, "value": 1.0, "letter": 4.0}
-PROMPT_WEIGHT = 1.0  # the trainer averages prompt and answers apart
+_ROLES = ("prompt", "phrase", "value", "letter")
+_WEIGHTS = np.array([1.0, 0.5, 1.0, 4.0], np.float32)  # of the roles; the trainer averages prompt and answers apart
 _MARKERS = frozenset((BOS, EOS, USER, ASSISTANT, THINK, THINK_END))
 _CALL_VALUES = re.compile(r'((?<=name=")[^"]*(?=")|(?<=">)[^<\n]+(?=</))')
 _TRIES = 3  # samples that do not fit before plain text fills a row
@@ -78,22 +78,21 @@ def _call_parts(calls: tuple[Call, ...]) -> Iterator[Part]:
 
 def encode(dialogue: Dialogue, encoder: PieceEncoder) -> Row:
     """Ids, weights and masks of one dialogue."""
-    ids, weights, answer, critical = [], [], [], []
+    parts = list(dialogue_parts(dialogue))
     before = ""
-    for text, role in dialogue_parts(dialogue):
-        marker = text in _MARKERS
-        assert marker or splits_between(before, text), f"{dialogue.kind}: {before[-20:]!r} and {text[:20]!r} would merge"
-        before = "" if marker else text or before
-        part = encoder.ids(text)
-        ids.append(part)
-        weights.append(np.full(len(part), PROMPT_WEIGHT if role == "prompt" else WEIGHTS[role], np.float32))
-        answer.append(np.full(len(part), role != "prompt"))
-        critical.append(np.full(len(part), role in ("value", "letter")))
+    for text, _ in parts:
+        if text in _MARKERS:
+            before = ""
+        elif text:
+            assert splits_between(before[-1:], text[0]), f"{dialogue.kind}: {before[-20:]!r} and {text[:20]!r} would merge"
+            before = text
+    ids = [encoder.ids(text) for text, _ in parts]
+    roles = np.repeat([_ROLES.index(role) for _, role in parts], [len(part) for part in ids])
     return Row(
         token_ids=np.concatenate(ids),
-        weights=np.concatenate(weights),
-        is_answer=np.concatenate(answer),
-        is_critical=np.concatenate(critical),
+        weights=_WEIGHTS[roles],
+        is_answer=roles > 0,
+        is_critical=roles > 1,
     )
 
 
@@ -131,7 +130,7 @@ def _samples(rng: random.Random, length: int, sources: Sources, encoder: PieceEn
                 yield row
                 break
     failures = 0
-    while failures < _TRIES and room > 0:
+    while failures < _TRIES and room >= MIN_SHORT:
         row = encode(draw_short(rng, room, sources), encoder)
         if len(row) > room:
             failures += 1

@@ -48,7 +48,8 @@ def _fixed(rng: random.Random) -> Iterator[str]:
     )  # fmt: skip
     call = f'\n\n<{DSML}invoke name="">\n<{DSML}parameter name="" string="true"></{DSML}parameter>\n</{DSML}invoke>'
     for _ in range(_FIXED_REPEATS):
-        yield from fixed
+        for text in fixed:
+            yield text.replace("{kind}", rng.choice(("words", "numbers", "word", "number"))).replace("{query}", "")
         yield TOOLS_TEXT
         yield json.dumps(tools.as_tools(tools.draw_functions(1, rng, vocabulary))[0]["function"])
         yield call

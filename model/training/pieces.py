@@ -4,6 +4,7 @@ The tokenizer's split is local (a word with the blank before it, one digit, one 
 space), so that pieces can be encoded apart, and whole sentences kept.
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +63,10 @@ class PieceEncoder:
             return known
         found: list[int] = []
         pieces = self._pieces
+        if self._specials.search(text) is None:
+            for piece in self._find(text):
+                found += pieces[piece]
+            return np.array(found, np.int32)
         for part in self._specials.split(text):
             if part in self._special_ids:
                 found.append(self._special_ids[part])
@@ -80,12 +85,10 @@ class PieceEncoder:
                 self._whole[text] = self.ids(text)
 
 
-def splits_between(before: str, after: str) -> bool:
-    """Whether the tokenizer splits between two texts for sure, so that their ids can be joined."""
-    if not before or not after:
-        return True
-    pair = before[-1] + after[0]
-    return len(re.findall(PATTERN, pair)) == 2
+@functools.cache
+def splits_between(last: str, first: str) -> bool:
+    """Whether the tokenizer splits for sure between two characters, so that ids of texts before and after join."""
+    return not last or len(re.findall(PATTERN, last + first)) == 2
 
 
 def _split_patterns(serialised: str) -> list[str]:

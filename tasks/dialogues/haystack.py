@@ -1,5 +1,6 @@
 """Haystacks of a given number of tokens, as segments that can be tokenised apart."""
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -43,9 +44,7 @@ def hide(pieces: Sequence[str], hidden: Sequence[str], rng: random.Random, separ
 def _books(rng: random.Random, sources: Sources) -> Iterator[str]:
     book = sources.books[rng.choices(range(len(sources.books)), [len(book) for book in sources.books])[0]]
     start = rng.randrange(len(book))
-    while True:
-        yield from book[start:]
-        start = 0
+    yield from (book[i % len(book)] for i in itertools.count(start))
 
 
 def _made_up(rng: random.Random, sources: Sources) -> Iterator[str]:

@@ -15,22 +15,24 @@ from tasks.synthetic.tools import MAX_FUNCTIONS
 LONG_SHARE = 0.72  # of the rows hold one long sample
 TOOLS_TEXT_TOKENS = 420  # of the chat encoding's fixed words about tools, roughly
 FUNCTION_TOKENS = 75  # of one function's schema, roughly
+MIN_SHORT = 100  # tokens; less room than this is filled with text
 
 Draw = Callable[[random.Random, int, Sources], Dialogue]
 
 
 def draw_long(rng: random.Random, length: int, sources: Sources) -> Dialogue:
     """One sample of about `length` tokens."""
-    return _pick(rng, _LONG)(rng, length, sources)
+    return _pick(rng, _LONG, length)(rng, length, sources)
 
 
 def draw_short(rng: random.Random, length: int, sources: Sources) -> Dialogue:
-    """One sample of at most a few hundred tokens; `length` is what the row has left."""
-    return _pick(rng, _SHORT)(rng, length, sources)
+    """One sample of at most a few hundred tokens; `length` is what the row has left, at least MIN_SHORT."""
+    return _pick(rng, _SHORT, length)(rng, length, sources)
 
 
-def _pick(rng: random.Random, table: dict[Draw, float]) -> Draw:
-    return rng.choices(list(table), list(table.values()))[0]
+def _pick(rng: random.Random, table: dict[Draw, tuple[float, int]], length: int) -> Draw:
+    fitting = {draw: share for draw, (share, smallest) in table.items() if length >= smallest}
+    return rng.choices(list(fitting), list(fitting.values()))[0]
 
 
 def _haystack(rng: random.Random, noise: float = 0.25) -> HaystackKind:
@@ -144,22 +146,23 @@ def _short_tracking(rng: random.Random, length: int, sources: Sources) -> Dialog
     return chain_dialogue(shape, rng, rng.randrange(150, 300), sources)
 
 
-_LONG: dict[Draw, float] = {
-    _one_of_many: 0.22,
-    _all_lines: 0.12,
-    _many_values: 0.14,
-    _many_keys: 0.07,
-    _tracking: 0.14,
-    _choice: 0.18,
-    _many_tools: 0.08,
-    text_dialogue: 0.05,
+# share, and the smallest room that it is tried in
+_LONG: dict[Draw, tuple[float, int]] = {
+    _one_of_many: (0.22, 0),
+    _all_lines: (0.12, 0),
+    _many_values: (0.14, 0),
+    _many_keys: (0.07, 0),
+    _tracking: (0.14, 0),
+    _choice: (0.18, 0),
+    _many_tools: (0.08, 800),
+    text_dialogue: (0.05, 0),
 }
-_SHORT: dict[Draw, float] = {
-    _sums: 0.30,
-    _few_tools: 0.15,
-    _short_choice: 0.22,
-    _letters: 0.08,
-    _copy: 0.08,
-    _short_needles: 0.11,
-    _short_tracking: 0.06,
+_SHORT: dict[Draw, tuple[float, int]] = {
+    _sums: (0.30, 0),
+    _few_tools: (0.15, 600),
+    _short_choice: (0.22, 300),
+    _letters: (0.08, 160),
+    _copy: (0.08, 120),
+    _short_needles: (0.11, 240),
+    _short_tracking: (0.06, 240),
 }

@@ -15,8 +15,8 @@ from tasks.synthetic import choice, sums, tools
 from tasks.words import Vocabulary, word_list
 
 _WORD_REPEATS = 30  # so that words of the lists become few tokens
-_FIXED_REPEATS = 3_000
-_NUM_NAMES = 30_000
+_FIXED_REPEATS = 600
+_NUM_NAMES = 6_000
 
 
 def write_tokenizer(config: CorpusConfig, folder: Path, vocab_size: int = 4096) -> None:
@@ -53,3 +53,5 @@ def _fixed(rng: random.Random) -> Iterator[str]:
         yield TOOLS_TEXT
         yield json.dumps(tools.as_tools(tools.draw_functions(1, rng, vocabulary))[0]["function"])
         yield call
+        first, second = chains.draw_names(rng, 5, 2)
+        yield from chains.assignments([first, second], "12345")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from tasks.niah import sentences
 from tasks.niah.puzzle import Haystack, Puzzle
+from tasks.words import Split, word_list
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -52,12 +53,9 @@ NEEDLE_TASKS = {
 class Words:
     """Adjective-noun pairs from wonderwords' lists, drawn with the caller's generator."""
 
-    def __init__(self) -> None:
-        from wonderwords import RandomWord
-
-        lists = RandomWord(enhanced_prefixes=False)
-        self._adjectives = sorted(set(lists.filter(include_categories=("adjective",))))
-        self._nouns = sorted(set(lists.filter(include_categories=("noun",))))
+    def __init__(self, split: Split = "all") -> None:
+        self._adjectives = word_list("adjective", split)
+        self._nouns = word_list("noun", split)
 
     def draw(self, rng: random.Random) -> str:
         return f"{rng.choice(self._adjectives)}-{rng.choice(self._nouns)}"

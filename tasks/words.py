@@ -9,8 +9,13 @@ from typing import Literal
 Split = Literal["all", "training", "held_out"]
 
 _PLAIN = re.compile(r"[a-z]{3,12}")
-_ONSETS = tuple("b c d f g h j k l m n p r s t v w z br ch cl cr dr fl gr pl pr sh sk sl st str th tr".split())
-_NUCLEI = tuple("a e i o u ai ea ee ou oo".split())
+_ONSETS = (
+    "b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "ch", "cl", "cr",
+    "dr", "fl", "gr", "pl", "pr", "sh", "sk", "sl", "st", "str", "th", "tr",
+)  # fmt: skip
+_NUCLEI = (
+    "a", "e", "i", "o", "u", "ai", "ea", "ee", "ou", "oo",
+)  # fmt: skip
 _CODAS = ("", "", "", "n", "r", "s", "t", "l", "m", "ck", "nd", "st", "sh", "rm")
 
 

@@ -84,7 +84,9 @@ def encode(dialogue: Dialogue, encoder: PieceEncoder) -> Row:
         if text in _MARKERS:
             before = ""
         elif text:
-            assert splits_between(before[-1:], text[0]), f"{dialogue.kind}: {before[-20:]!r} and {text[:20]!r} would merge"
+            assert splits_between(before[-1:], text[0]), (
+                f"{dialogue.kind}: {before[-20:]!r} and {text[:20]!r} would merge"
+            )
             before = text
     ids = [encoder.ids(text) for text, _ in parts]
     roles = np.repeat([_ROLES.index(role) for _, role in parts], [len(part) for part in ids])

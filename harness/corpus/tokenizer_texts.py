@@ -1,4 +1,4 @@
-"""What the tokenizer of a small model learns from: the training books, the training words, the fixed words of prompts."""
+"""What the tokenizer of a small model learns from: training books, training words, the fixed words of prompts."""
 
 import json
 import random

@@ -94,7 +94,8 @@ def build_choice(
         num_pieces = largest_fit(puzzle.haystack, lambda num: count(puzzle.prompt(num, depth), "") + max_tokens, length)
         if num_pieces is None:
             raise TaskError(
-                f"{task}: lengths: {length} is too short for question, facts, one sentence and {max_tokens} answer tokens"
+                f"{task}: lengths: {length} is too short for question, facts, one sentence and {max_tokens} answer "
+                "tokens; ask for more"
             )
         return {
             "id": f"{length}/{index}",

@@ -5,10 +5,11 @@ import random
 
 from tasks.words import Vocabulary
 
-NAMES = tuple(
-    "Anna Ben Clara David Emma Frank Grace Henry Iris Jack Karen Leo Maria Nora Oscar Paul Quinn Rosa Sam Tina Uma "
-    "Victor Wendy Xavier Yara Zoe Alan Bella Carl Dora".split()
-)
+NAMES = (
+    "Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Iris", "Jack", "Karen", "Leo", "Maria",
+    "Nora", "Oscar", "Paul", "Quinn", "Rosa", "Sam", "Tina", "Uma", "Victor", "Wendy", "Xavier", "Yara", "Zoe",
+    "Alan", "Bella", "Carl", "Dora",
+)  # fmt: skip
 INSTRUCTION = "Put the final answer in \\boxed{}."
 _GAINS = ("buys", "finds", "gets")
 _LOSSES = ("sells", "loses", "gives away")

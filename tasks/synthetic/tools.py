@@ -8,11 +8,15 @@ from typing import Any
 from tasks.words import Vocabulary
 
 MAX_FUNCTIONS = 40
-_VERBS = tuple(
-    "get set find book send make open close create delete update check order cancel play start stop share move add "
-    "remove list count search print save load sort rank".split()
-)
-_PARAMETERS = tuple("city name date amount color title user place item code size speed level count topic".split())
+_VERBS = (
+    "get", "set", "find", "book", "send", "make", "open", "close", "create", "delete", "update", "check", "order",
+    "cancel", "play", "start", "stop", "share", "move", "add", "remove", "list", "count", "search", "print", "save",
+    "load", "sort", "rank",
+)  # fmt: skip
+_PARAMETERS = (
+    "city", "name", "date", "amount", "color", "title", "user", "place", "item", "code", "size", "speed", "level",
+    "count", "topic",
+)  # fmt: skip
 _INTEGERS = frozenset(("amount", "count", "level", "speed", "size"))
 
 

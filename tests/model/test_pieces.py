@@ -23,13 +23,12 @@ ALPHABET = [
     "\u00a0",
     "\u2028",
     "“",
-    "’",
     "—",
     "😀",
     "_",
     "  ",
     "\x85",
-]  # noqa: RUF001
+]
 
 
 @pytest.fixture(scope="module")

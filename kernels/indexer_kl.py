@@ -124,7 +124,5 @@ def indexer_kl(
     Returns:
         Scalar, float32. Memory linear in t: tiles of rows, gradients by pi - p (no autograd graph).
     """
-    out: torch.Tensor = _IndexerKl.apply(
-        index_q, index_k, index_w, q.detach(), k.detach(), scale, positions, selected
-    )  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _IndexerKl.apply(index_q, index_k, index_w, q.detach(), k.detach(), scale, positions, selected)  # type: ignore[no-untyped-call]
     return out

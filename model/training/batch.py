@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model.training.config import LengthPlan
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -26,9 +28,12 @@ class Batch:
 
 
 class Batches(Protocol):
-    """An endless stream of batches that can start at any step: step n's batch depends on n (and the seed) alone."""
+    """Where batches come from: an endless stream a stage that can start at any step.
 
-    def stream(self, stage: str, first_step: int) -> Iterator[Batch]: ...
+    Step n's batch has rows of length plan.at(n) and depends on the seed, the stage's name and n alone.
+    """
+
+    def stream(self, plan: LengthPlan, first_step: int) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,9 @@ def before_attention(layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torc
     return inputs, latent, q, k, v
 
 
-def after_attention(layer: Layer, x: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def after_attention(
+    layer: Layer, x: torch.Tensor, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Residual [n, hidden] and head outputs [n, h, v] -> (residual, expert loads [e] or [0], largest |residual|)."""
     x = x + layer.self_attn.o_proj(out.flatten(1))
     inputs = layer.post_attention_layernorm(x)
@@ -81,7 +83,12 @@ class TrainingForward:
     """
 
     def __init__(
-        self, model: Transformer, *, dtype: torch.dtype = torch.float32, compiled: bool = False, plain_rope: bool = False
+        self,
+        model: Transformer,
+        *,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+        plain_rope: bool = False,
     ) -> None:
         self.model = model
         self.dtype = dtype

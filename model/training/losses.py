@@ -40,13 +40,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
-        dtype: torch.dtype,
+        dtype: torch.dtype, learns: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         n, vocab = x.shape[0], head.shape[0]
-        needs = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         small = head.to(dtype)
-        grad_x = torch.empty_like(x) if needs else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if needs else None
+        grad_x = torch.empty_like(x) if learns else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if learns else None
         each = torch.empty(n, dtype=torch.float32, device=x.device)
         correct = torch.empty(n, dtype=torch.bool, device=x.device)
         step = max(1, CHUNK_ELEMENTS // vocab)
@@ -72,7 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_x, grad_head = ctx.saved_tensors
-        return grads[0] * grad_x, grads[0] * grad_head, None, None, None
+        return grads[0] * grad_x, grads[0] * grad_head, None, None, None, None
 
 
 def cross_entropy(
@@ -87,5 +86,6 @@ def cross_entropy(
     Returns:
         TokenLosses; beyond the inputs' gradients the peak is 256 MiB of logits.
     """
-    loss, each, correct = _ChunkedCrossEntropy.apply(x, head, targets, weights, dtype)  # type: ignore[no-untyped-call]
+    learns = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
+    loss, each, correct = _ChunkedCrossEntropy.apply(x, head, targets, weights, dtype, learns)  # type: ignore[no-untyped-call]
     return TokenLosses(loss=loss, each=each, correct=correct)

@@ -105,7 +105,9 @@ def test_balance_moves_the_bias_towards_idle_experts():
     gate = trainable(dsa_folder()).layers[1].mlp.gate
     before = gate.e_score_correction_bias.clone()
     balance(gate, torch.tensor([4.0, 0, 2, 2, 2, 2, 2, 2]), 0.01)
-    assert torch.allclose(gate.e_score_correction_bias - before, torch.tensor([-0.01, 0.01, 0, 0, 0, 0, 0, 0]), atol=1e-7)
+    assert torch.allclose(
+        gate.e_score_correction_bias - before, torch.tensor([-0.01, 0.01, 0, 0, 0, 0, 0, 0]), atol=1e-7
+    )
     assert not gate.e_score_correction_bias.requires_grad
 
 

@@ -1,4 +1,4 @@
-"""The indexer's training loss: how far its softmax is from the head-averaged attention, with gradients in closed form."""
+"""The indexer's training loss: how far its softmax is from the head-averaged attention; gradients in closed form."""
 
 from typing import Any
 

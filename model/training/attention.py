@@ -1,4 +1,4 @@
-"""Attention of whole batches with gradients: dense through one fused call, sparse in chunks of rows that are recomputed."""
+"""Attention of whole batches with gradients: dense in one fused call, sparse in chunks of rows that are recomputed."""
 
 from typing import Any
 

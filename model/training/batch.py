@@ -1,7 +1,7 @@
-"""What a training step reads: token rows with the weight of predicting each token. Made by a corpus, consumed by the loop.
+"""What a training step reads: token rows with the weight of predicting each token. A corpus makes them, the loop reads.
 
-All three arrays are [b, l] and refer to the same positions: `weights[i, t]` and `is_answer[i, t]` describe token t of row i
-as a target, that is, its prediction from tokens 0..t-1. Column 0 is never predicted, whatever its weight.
+All three arrays are [b, l]: `weights[i, t]` and `is_answer[i, t]` describe token t of row i as a target, that is, its
+prediction from tokens 0..t-1. Column 0 is never predicted, whatever its weight.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from model.training.config import LengthPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +28,15 @@ class Batch:
 class Batches(Protocol):
     """Where batches come from: an endless stream a stage that can start at any step.
 
-    Step n's batch has rows of length plan.at(n) and depends on the seed, the stage's name and n alone.
+    Step n's batch depends on the seed, the stage's name and n alone. Closing the iterator frees what makes them.
     """
 
-    def stream(self, plan: LengthPlan, first_step: int) -> Iterator[Batch]: ...
+    def stream(self, stage: str, first_step: int) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Rows of one task for the teacher-forced accuracy at checkpoints: a row counts when all its answer tokens are right."""
+    """Rows of one task for the teacher-forced accuracy: a row counts when all its answer tokens are right."""
 
     task: str
     batch: Batch

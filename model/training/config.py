@@ -1,7 +1,6 @@
-"""How a model is trained: the stages, their budgets and schedules, the optimiser. No torch here: the YAML edge reads it."""
+"""How a model is trained: the stages, their budgets and schedules, the optimiser. No torch: the YAML edge reads it."""
 
 import dataclasses
-import random
 from typing import Literal
 
 from model.errors import ModelError
@@ -12,29 +11,10 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LengthPhase:
-    """Lengths drawn from `shares` ((length, weight) pairs) from the share `start` of a stage on."""
+    """Lengths and their relative shares, from the share `start` of a stage on. The corpus draws from them."""
 
     start: float
     shares: tuple[tuple[int, float], ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LengthPlan:
-    """The row length of every step of a stage: a function of seed, stage and step alone, so that a stage can resume.
-
-    steps: length of the stage; None where only seconds bound it, then the first phase is the only one.
-    """
-
-    stage: str
-    seed: int
-    steps: int | None
-    phases: tuple[LengthPhase, ...]
-
-    def at(self, step: int) -> int:
-        share = 0.0 if self.steps is None else step / self.steps
-        phase = [each for each in self.phases if each.start <= share + 1e-9][-1]
-        lengths, weights = zip(*phase.shares, strict=True)
-        return int(random.Random(f"{self.seed}/{self.stage}/length/{step}").choices(lengths, weights)[0])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +74,6 @@ class StageConfig:
     def num_steps(self, batch_tokens: int) -> int | None:
         """Steps of the stage, None if only seconds bound it."""
         return self.steps if self.tokens is None else -(-self.tokens // batch_tokens)
-
-    def length_plan(self, seed: int, batch_tokens: int) -> LengthPlan:
-        return LengthPlan(stage=self.name, seed=seed, steps=self.num_steps(batch_tokens), phases=self.lengths)
 
     @property
     def max_length(self) -> int:

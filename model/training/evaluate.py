@@ -1,4 +1,4 @@
-"""What the model can do at a checkpoint: teacher-forced answers on held-out rows, and what the indexer finds for them."""
+"""What the model can do at a checkpoint: teacher-forced answers on held-out rows, and what the indexer finds there."""
 
 import dataclasses
 from collections.abc import Sequence

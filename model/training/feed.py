@@ -1,4 +1,4 @@
-"""Batches on their way to the device: a thread reads ahead, pins and copies, so that the step never waits for Python."""
+"""Batches on their way to the device: a thread reads ahead, pins and copies, so that no step waits for Python."""
 
 import dataclasses
 import queue

@@ -1,4 +1,4 @@
-"""The training loop: stages in order, one event an interval, resumable to the step, stopped by a loss that is no number."""
+"""The training loop: stages in order, an event an interval, resumable to the step, stopped by a loss that is no number."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from model.training.batch import Batches, HeldOut
 from model.training.checkpoint import Folder, Progress, latest, resume, save
 from model.training.config import StageConfig, TrainingConfig
 from model.training.evaluate import evaluate
+from model.training.event import EventKind, TrainingEvent
 from model.training.feed import Feed, Step
 from model.training.forward import TrainingForward
 from model.training.losses import cross_entropy
@@ -26,17 +27,6 @@ from model.transformer import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = 2  # checkpoints that can be resumed; older ones lose everything
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something to log. values: JSON-ready numbers; kind "step" sums up an interval, "evaluation" a check."""
-
-    kind: Literal["stage", "step", "evaluation", "checkpoint"]
-    stage: str
-    step: int
-    steps: int | None
-    values: dict[str, Any]
 
 
 @dataclasses.dataclass(slots=True)
@@ -81,7 +71,7 @@ class Training:
             raise ModelError(f"{self.out}: no checkpoint to resume from; start without --resume")
         self.progress = resume(found, self.model, self.optimizer)
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Iterator[TrainingEvent]:
         """Train; yields events (every rank does, rank 0's are worth logging). The last checkpoint is also `out`/model.
 
         Raises:
@@ -97,13 +87,13 @@ class Training:
             save(self.folder, self.model, None, self.progress, self.out / "model")
         self.world.wait()
 
-    def _stage(self, stage: StageConfig) -> Iterator[Event]:
+    def _stage(self, stage: StageConfig) -> Iterator[TrainingEvent]:
         config, progress = self.config, self.progress
         steps = stage.num_steps(config.batch_tokens)
         for forward in (self.forward, self.checking):
             forward.plain_rope = stage.plain_rope
         yield self._event("stage", stage, {"kind": stage.kind, "topk": stage.topk})
-        stream = self.corpus.stream(stage.length_plan(config.seed, config.batch_tokens), progress.step)
+        stream = self.corpus.stream(stage.name, progress.step)
         feed = Feed(
             stream, self.world, rest_weight=config.rest_weight, kl_rows=config.kl_rows, seed=config.seed,
             first_step=progress.total_steps,
@@ -197,7 +187,7 @@ class Training:
         for layer, load in loads.items():
             balance(self.model.layers[layer].mlp.gate, load, rate)
 
-    def _flush(self, stage: StageConfig, interval: _Interval) -> Event:
+    def _flush(self, stage: StageConfig, interval: _Interval) -> TrainingEvent:
         """One log event of an interval. Raises ModelError naming the first step and layer that is no number."""
         rows, residuals = torch.stack(interval.rows).tolist(), torch.stack(interval.residuals).tolist()
         for i, (row, layers) in enumerate(zip(rows, residuals, strict=True)):
@@ -227,7 +217,7 @@ class Training:
         left = f"the last good checkpoint is {kept}" if kept is not None else "there is no checkpoint yet"
         raise ModelError(f"stages.{stage.name}: the loss of step {step} is no number; {where}; {left}")
 
-    def _evaluate(self, stage: StageConfig) -> Iterator[Event]:
+    def _evaluate(self, stage: StageConfig) -> Iterator[TrainingEvent]:
         """Dense accuracy and recall; sparse accuracy too once an indexer is trained."""
         if not self.held_out or not self.world.leads:
             return
@@ -245,7 +235,7 @@ class Training:
             values["evaluation_seconds"] = time.perf_counter() - began
             yield self._event("evaluation", stage, values)
 
-    def _save(self, stage: StageConfig) -> Event:
+    def _save(self, stage: StageConfig) -> TrainingEvent:
         target = self.out / "checkpoints" / f"step-{self.progress.total_steps:08d}"
         if self.world.leads:
             save(self.folder, self.model, self.optimizer, self.progress, target)
@@ -255,13 +245,11 @@ class Training:
         self.world.wait()
         return self._event("checkpoint", stage, {"folder": target.name})
 
-    def _event(
-        self, kind: Literal["stage", "step", "evaluation", "checkpoint"], stage: StageConfig, values: dict[str, Any]
-    ) -> Event:
+    def _event(self, kind: EventKind, stage: StageConfig, values: dict[str, Any]) -> TrainingEvent:
         progress = self.progress
         steps = stage.num_steps(self.config.batch_tokens)
         counts = {"total_steps": progress.total_steps, "tokens": progress.tokens, "seconds": progress.seconds}
-        return Event(kind=kind, stage=stage.name, step=progress.step, steps=steps, values={**counts, **values})
+        return TrainingEvent(kind=kind, stage=stage.name, step=progress.step, steps=steps, values={**counts, **values})
 
 
 def _mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ CHUNK_ELEMENTS = 1 << 26  # [rows, vocab] float32 logits held at a time: 256 MiB
 def normalised_weights(batch: Batch, rest_weight: float) -> NDArray[np.float32]:
     """Weight of each target's cross-entropy in the loss, [b, l]; column 0 is never a target.
 
-    loss = mean over answer tokens + rest_weight * mean over the others, both weighted: prompts outnumber answers by far.
+    loss = mean over answer tokens + rest_weight * mean over the others, weighted: prompts outnumber answers by far.
     """
     weights = batch.weights.astype(np.float32).copy()
     weights[:, 0] = 0.0
@@ -27,7 +27,7 @@ def normalised_weights(batch: Batch, rest_weight: float) -> NDArray[np.float32]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLosses:
-    """loss: scalar with gradient. each: cross-entropy of every target, [n] float32. correct: argmax is the target, [n]."""
+    """loss: scalar with gradient. each: cross-entropy of every target, [n]. correct: the argmax is the target, [n]."""
 
     loss: torch.Tensor
     each: torch.Tensor

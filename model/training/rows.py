@@ -9,7 +9,7 @@ from model.training.batch import Batch
 def loss_rows(batch: Batch, num_rows: int, seed: int, step: int) -> NDArray[np.int64]:
     """Positions [b, r] of queries; r = min(num_rows, l). Answer rows predict an answer token (the token after them).
 
-    Rows without answers draw uniformly only. Retrieval happens on answer rows, which are a few percent of all: a uniform
+    Rows without answers draw uniformly only. Retrieval happens on answer rows, a few percent of all: a uniform
     sample alone would train the indexer on rows where the latest keys suffice. Depends on seed, step and batch only.
     """
     b, length = batch.token_ids.shape

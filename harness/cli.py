@@ -142,6 +142,19 @@ def convert(
     print(convert_checkpoint(source, destination))
 
 
+@app.command()
+@one_line_errors
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the training.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; runs/train-<name> if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's latest checkpoint.")] = False,
+) -> None:
+    """Train a model, or the indexer of one; under torchrun on several GPUs."""
+    from harness.train import train as train_config
+
+    train_config(config, out=out, resume=resume)
+
+
 @bench_app.command("model")
 @one_line_errors
 def bench_model(

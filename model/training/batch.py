@@ -1,7 +1,7 @@
-"""What a training step reads: token rows with the weight of predicting each token. Made by a corpus, consumed by the loop.
+"""What a training step reads: token rows with the weight of predicting each token. A corpus makes them, the loop reads.
 
-All three arrays are [b, l] and refer to the same positions: `weights[i, t]` and `is_answer[i, t]` describe token t of row i
-as a target, that is, its prediction from tokens 0..t-1. Column 0 is never predicted, whatever its weight.
+All three arrays are [b, l]: `weights[i, t]` and `is_answer[i, t]` describe token t of row i as a target, that is, its
+prediction from tokens 0..t-1. Column 0 is never predicted, whatever its weight.
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,17 @@ class Batch:
 
 
 class Batches(Protocol):
-    """An endless stream of batches that can start at any step: step n's batch depends on n (and the seed) alone."""
+    """Where batches come from: an endless stream a stage that can start at any step.
+
+    Step n's batch depends on the seed, the stage's name and n alone. Closing the iterator frees what makes them.
+    """
 
     def stream(self, stage: str, first_step: int) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Rows of one task for the teacher-forced accuracy at checkpoints: a row counts when all its answer tokens are right."""
+    """Rows of one task for the teacher-forced accuracy: a row counts when all its answer tokens are right."""
 
     task: str
     batch: Batch

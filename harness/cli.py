@@ -183,6 +183,21 @@ def convert(
     print(convert_checkpoint(source, destination))
 
 
+@command()
+@one_line_errors
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/train/dsa-tiny.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write.  [default: runs/train-<name>]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's latest checkpoint.")] = False,
+) -> None:
+    """Train a model, or the indexer of one; under torchrun on several GPUs."""
+    from harness.train import train as train_config
+
+    train_config(config, out=out, resume=resume)
+
+
 @bench_app.command("model", cls=PlainUsage)
 @one_line_errors
 def bench_model(

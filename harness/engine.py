@@ -25,9 +25,13 @@ from model.request import (
     Selector,
     Usage,
 )
+from model.training.config import LengthPhase, OptimizerConfig, Schedule, StageConfig, TrainingConfig
+from model.training.event import TrainingEvent
 
 if TYPE_CHECKING:
     from harness.config import LocalModel, ModelChoice
+    from model.training.batch import Batches, HeldOut
+    from model.training.loop import Training
 
 __all__ = [
     "SELECTORS",
@@ -37,22 +41,30 @@ __all__ = [
     "Engine",
     "FinishReason",
     "IndexDtype",
+    "LengthPhase",
     "ModelError",
     "ModelFacts",
+    "OptimizerConfig",
     "ProbeResult",
     "Probes",
     "Reply",
     "Request",
     "Result",
     "Sampling",
+    "Schedule",
     "Selector",
+    "StageConfig",
     "ToolCall",
+    "TrainingConfig",
+    "TrainingEvent",
     "Usage",
     "bench_model",
     "convert",
     "describe_model",
+    "model_folder",
     "open_encoding",
     "open_engine",
+    "open_training",
     "weight_bytes",
 ]
 
@@ -163,3 +175,31 @@ def bench_model(contexts: Sequence[int], rounds: int) -> dict[str, Any]:
     from model.bench import bench_model
 
     return bench_model(contexts, rounds)
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a checkpoint: bundled name, folder or hub id. Raises ModelError where there is none."""
+    from model.checkpoint import resolve
+
+    return resolve(name)
+
+
+def open_training(
+    config: TrainingConfig, corpus: "Batches", held_out: "Sequence[HeldOut]", out: Path, *,
+    new: Mapping[str, Any] | None, start: str | None, indexer: Mapping[str, Any] | None, tokenizer: Path,
+) -> "Training":  # fmt: skip
+    """A training that is ready to run, or to resume: of a new model, or of the checkpoint `start`.
+
+    Joins the processes that torchrun started, if it did. Raises ModelError with one line.
+    """
+    from model.training.build import new_model, start_from
+    from model.training.checkpoint import Folder
+    from model.training.loop import Training
+    from model.training.world import join_world
+
+    if start is None:
+        raw = dict(new or {})
+        model = new_model(raw, config.seed)
+    else:
+        model, raw, tokenizer = start_from(start, indexer, config.seed)
+    return Training(model, Folder(raw=raw, tokenizer=tokenizer), config, corpus, held_out, out, join_world())

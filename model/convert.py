@@ -46,9 +46,9 @@ def convert_folder(source: str, destination: str, dtype: str = "auto") -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         kind = str(pick_dtype(raw, dtype)).removeprefix("torch.")
-        (scratch / "config.json").write_text(json.dumps(_config(raw, kind), indent=2, sort_keys=True) + "\n")
-        _write_tokenizer(folder, scratch)
-        _write_weights(model, scratch)
+        (scratch / "config.json").write_text(json.dumps(converted_config(raw, kind), indent=2, sort_keys=True) + "\n")
+        write_tokenizer(folder, scratch)
+        write_shards(published_state(model), scratch, SHARD_BYTES)
         if target.exists():
             target.rmdir()
         scratch.chmod(0o777 & ~_umask())
@@ -65,15 +65,16 @@ def _umask() -> int:
     return mask
 
 
-def _config(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
+def converted_config(raw: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """config.json of the written folder; dtype None keeps the source's."""
     config = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "auto_map")}
-    config["dtype"] = dtype
+    config["dtype"] = dtype or str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
     if raw["model_type"] in GQA_TYPES:
         config |= {"source_model_type": raw["model_type"], "model_type": "mla_gqa", "architectures": ["Transformer"]}
     return config
 
 
-def _write_tokenizer(folder: Path, target: Path) -> None:
+def write_tokenizer(folder: Path, target: Path) -> None:
     if (folder / "config.json").exists():
         for name in TOKENIZER_FILES:
             if (folder / name).exists():
@@ -84,20 +85,24 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file(folder).name).save_pretrained(target)
 
 
-def _write_weights(model: Transformer, target: Path) -> None:
-    """Shards of at most 2 GiB in order of name, with the usual index when there are several."""
+def published_state(model: Transformer) -> dict[str, torch.Tensor]:
+    """Parameters and router biases under the names that checkpoints are published with."""
     state = {f"model.{name}" if not name.startswith("lm_head") else name: t for name, t in model.state_dict().items()}
     if model.config.tied_embeddings:
         state.pop("lm_head.weight")
-    state = dict(_split_experts(state, model))
+    return dict(_split_experts(state, model))
+
+
+def write_shards(state: dict[str, torch.Tensor], target: Path, shard_bytes: int) -> None:
+    """Files of at most `shard_bytes` (or one tensor) in order of name, with the usual index when there are several."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name in sorted(state):
         num_bytes = state[name].numel() * state[name].element_size()
-        if shards[-1] and size + num_bytes > SHARD_BYTES:
+        if shards[-1] and size + num_bytes > shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][name] = state[name].contiguous().clone()
+        shards[-1][name] = state[name].detach().cpu().contiguous().clone()
         size += num_bytes
     if len(shards) == 1:
         save_file(shards[0], target / "model.safetensors", metadata={"format": "pt"})

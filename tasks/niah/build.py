@@ -11,7 +11,7 @@ from tasks.errors import TaskError
 from tasks.niah.chains import draw_chain
 from tasks.niah.fitting import largest_fit
 from tasks.niah.needles import NEEDLE_TASKS, Words, draw_needles
-from tasks.niah.options import read_depths, read_lengths, read_samples
+from tasks.niah.options import read_depths, read_lengths, read_samples, read_words
 from tasks.niah.texts import read_sentences
 
 CountTokens = Callable[[str, str], int]
@@ -27,6 +27,7 @@ def build(
     samples: int | None = None,
     lengths: Any = None,
     depths: Any = None,
+    words: Any = None,
     count_tokens: CountTokens | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
@@ -40,6 +41,7 @@ def build(
         samples: number for each (length, depth).
         lengths: tokens of rendered prompt plus answer budget, a list.
         depths: how many, spread evenly over 0..100, or a list of percentages.
+        words: "all" word pairs, or those of "held_out" words, which no model of this project was trained on.
         count_tokens: tokens of the whole rendered prompt for (user text, start of the answer).
         tokenizer: a tokenizer.json that counts plain text where there is no `count_tokens`.
         max_tokens: answer budget; None takes RULER's.
@@ -49,19 +51,19 @@ def build(
     all_lengths = read_lengths(task, options["lengths"] if lengths is None else lengths)
     all_depths = read_depths(task, options["depths"] if depths is None else depths)
     num_samples = read_samples(task, DEFAULT_SAMPLES if samples is None else samples)
-    count = count_tokens or _plain_counter(task, tokenizer)
+    count = count_tokens or plain_counter(task, tokenizer)
     budget = (128 if task in NEEDLE_TASKS else 30) if max_tokens is None else max_tokens  # RULER's budgets
     texts = None
     if data is not None:
         if task not in NEEDLE_TASKS or NEEDLE_TASKS[task].haystack != "texts":
             raise TaskError(f"{task}: data: this task makes its own haystack and reads no texts; remove data")
         texts = read_sentences(data)
-    words = Words()
+    vocabulary = Words(read_words(task, options.get("words", "all") if words is None else words))
 
     def make(length: int, depth: float, index: int) -> dict[str, Any]:
         rng = random.Random(f"{seed}/{task}/{length}/{depth:g}/{index}")
         if task in NEEDLE_TASKS:
-            puzzle = draw_needles(NEEDLE_TASKS[task], rng, words, texts)
+            puzzle = draw_needles(NEEDLE_TASKS[task], rng, vocabulary, texts)
         else:
             puzzle = draw_chain(rng, length, count)
 
@@ -97,7 +99,8 @@ def build(
     return {"test": datasets.Dataset.from_list(docs)}
 
 
-def _plain_counter(task: str, tokenizer: str | None) -> CountTokens:
+def plain_counter(task: str, tokenizer: str | None) -> CountTokens:
+    """Tokens of plain text, for a task that lm-eval runs without the harness."""
     if tokenizer is None:
         raise TaskError(
             f"{task}: lengths are counted in the model's tokens; "

@@ -29,16 +29,16 @@ def draw_chain(rng: random.Random, length: int, count_tokens: Callable[[str, str
         length: tokens asked for; the example takes at most 500, and at most a quarter of it (one noise line at least).
         count_tokens: tokens of the rendered prompt for (user text, start of the answer).
     """
-    example_names, names = _names(rng, 3), _names(rng, NUM_VARIABLES)
+    example_names, names = draw_names(rng, 3), draw_names(rng, NUM_VARIABLES)
     value, example_value = (str(number) for number in rng.sample(range(10_000, 99_999), 2))
     places = tuple(rng.random() for _ in names[1:])
     example_places = sorted(rng.random() for _ in names)
 
     def example(num_lines: int) -> str:
         boundaries = [int(place * num_lines) for place in example_places]
-        lines = interleave([NOISE] * num_lines, _assignments(example_names, example_value), boundaries)
+        lines = interleave([NOISE] * num_lines, assignments(example_names, example_value), boundaries)
         answer = " ".join(example_names)
-        return f"{_question(chr(10).join(lines), example_value)}{_prefix(example_value)} {answer}\n\n"
+        return f"{question(chr(10).join(lines), example_value)}{answer_prefix(example_value)} {answer}\n\n"
 
     tail = TAIL.format(value=value)
     none, one, two = (count_tokens(text + HEAD + tail, "") for text in ("", example(1), example(2)))
@@ -46,11 +46,11 @@ def draw_chain(rng: random.Random, length: int, count_tokens: Callable[[str, str
     spare = min(EXAMPLE_TOKENS, length // 4) - (one - none)
     num_lines = 1 + max(0, spare // max(1, two - one))
 
-    hidden = _assignments(names, value)
+    hidden = assignments(names, value)
     return Puzzle(
         head=example(num_lines) + HEAD,
         tail=tail,
-        gen_prefix=_prefix(value),
+        gen_prefix=answer_prefix(value),
         hidden=hidden,
         places=places,
         ordered=True,
@@ -60,22 +60,26 @@ def draw_chain(rng: random.Random, length: int, count_tokens: Callable[[str, str
     )
 
 
-def _names(rng: random.Random, num_letters: int) -> list[str]:
+def draw_names(rng: random.Random, num_letters: int, num_names: int = NUM_VARIABLES) -> list[str]:
+    """Different names of variables, in capital letters."""
     names: dict[str, None] = {}
-    while len(names) < NUM_VARIABLES:
+    while len(names) < num_names:
         names["".join(rng.choices(string.ascii_uppercase, k=num_letters))] = None
         names.pop("VAR", None)
     return list(names)
 
 
-def _assignments(names: list[str], value: str) -> tuple[str, ...]:
+def assignments(names: list[str], value: str) -> tuple[str, ...]:
+    """The chain's lines: the value to the first name, then from each name to the next."""
     hops = (f"VAR {name} = VAR {before} " for before, name in itertools.pairwise(names))
     return (f"VAR {names[0]} = {value}", *hops)
 
 
-def _question(context: str, value: str) -> str:
+def question(context: str, value: str) -> str:
+    """A prompt whose lines are `context`."""
     return HEAD + context + TAIL.format(value=value)
 
 
-def _prefix(value: str) -> str:
-    return GEN_PREFIX.format(num=NUM_VARIABLES, value=value)
+def answer_prefix(value: str, num_names: int = NUM_VARIABLES) -> str:
+    """The start of the answer."""
+    return GEN_PREFIX.format(num=num_names, value=value)

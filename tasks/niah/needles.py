@@ -12,6 +12,7 @@ from typing import Literal
 
 from tasks.niah import sentences
 from tasks.niah.puzzle import Haystack, Puzzle
+from tasks.words import Split, word_list
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -52,12 +53,9 @@ NEEDLE_TASKS = {
 class Words:
     """Adjective-noun pairs from wonderwords' lists, drawn with the caller's generator."""
 
-    def __init__(self) -> None:
-        from wonderwords import RandomWord
-
-        lists = RandomWord(enhanced_prefixes=False)
-        self._adjectives = sorted(set(lists.filter(include_categories=("adjective",))))
-        self._nouns = sorted(set(lists.filter(include_categories=("noun",))))
+    def __init__(self, split: Split = "all") -> None:
+        self._adjectives = word_list("adjective", split)
+        self._nouns = word_list("noun", split)
 
     def draw(self, rng: random.Random) -> str:
         return f"{rng.choice(self._adjectives)}-{rng.choice(self._nouns)}"
@@ -69,9 +67,31 @@ def draw_value(kind: Kind, rng: random.Random, words: Words) -> str:
         case "words":
             return words.draw(rng)
         case "numbers":
-            return str(rng.randint(1_000_000, 9_999_999))
+            return draw_number(rng)
         case "uuids":
-            return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+            return draw_uuid(rng)
+
+
+def draw_number(rng: random.Random) -> str:
+    """Seven digits."""
+    return str(rng.randint(1_000_000, 9_999_999))
+
+
+def draw_uuid(rng: random.Random) -> str:
+    """A version 4 uuid."""
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def fill_template(template: str, kind: Kind, query: str, singular: bool) -> str:
+    """HEAD, TAIL or GEN_PREFIX with its blanks filled; `singular` where one value is asked."""
+    if singular:
+        template = template.replace("Some", "A").replace("are all", "is").replace("are", "is")
+    return template.format(kind=kind[:-1] if singular else kind, query=query)
+
+
+def listed(items: Sequence[str]) -> str:
+    """RULER's enumeration: a comma stands before the "and" of two items too."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])}, and {items[-1]}"
 
 
 def draw_needles(task: NeedleTask, rng: random.Random, words: Words, texts: Sequence[str] | None) -> Puzzle:
@@ -82,8 +102,7 @@ def draw_needles(task: NeedleTask, rng: random.Random, words: Words, texts: Sequ
         NEEDLE.format(kind=task.value, key=keys[i // task.values], value=value) for i, value in enumerate(values)
     )
     queried = task.queries * task.values  # the first keys are the queried ones; all places are random
-    singular = queried == 1
-    query = keys[0] if task.queries == 1 else f"{', '.join(keys[: task.queries - 1])}, and {keys[task.queries - 1]}"
+    query = listed(keys[: task.queries])
     places = tuple(rng.random() for _ in hidden[1:])
 
     if task.haystack == "noise":
@@ -95,15 +114,10 @@ def draw_needles(task: NeedleTask, rng: random.Random, words: Words, texts: Sequ
     else:
         haystack = Haystack(_cycle(texts, rng.randrange(len(texts))), " ")
 
-    def fill(template: str) -> str:
-        if singular:
-            template = template.replace("Some", "A").replace("are all", "is").replace("are", "is")
-        return template.format(kind=task.value[:-1] if singular else task.value, query=query)
-
     return Puzzle(
-        head=fill(HEAD),
-        tail=fill(TAIL),
-        gen_prefix=fill(GEN_PREFIX),
+        head=fill_template(HEAD, task.value, query, singular=queried == 1),
+        tail=fill_template(TAIL, task.value, query, singular=queried == 1),
+        gen_prefix=fill_template(GEN_PREFIX, task.value, query, singular=queried == 1),
         hidden=hidden,
         places=places,
         ordered=False,

@@ -1,6 +1,6 @@
 """Options of a needle task, checked: lists of lengths and depths, samples for each pair of them."""
 
-from typing import Any
+from typing import Any, Literal
 
 from tasks.errors import TaskError
 
@@ -38,6 +38,15 @@ def read_samples(task: str, samples: Any) -> int:
     if not _is_count(samples):
         raise TaskError(f"{task}: samples: expected a positive number for each length and depth, got {samples!r}")
     return int(samples)
+
+
+def read_words(task: str, words: Any) -> Literal["all", "held_out"]:
+    """Which words keys and values are made of."""
+    if words == "all":
+        return "all"
+    if words == "held_out":
+        return "held_out"
+    raise TaskError(f"{task}: words: expected all or held_out, got {words!r}")
 
 
 def _is_count(value: Any) -> bool:

@@ -23,6 +23,7 @@ FLAGS = {
     "rescore": {"runs"},
     "tasks": set(),
     "convert": {"source", "destination"},
+    "train": {"config", "--out", "--resume"},
     "bench model": {"--contexts", "--rounds", "--out"},
 }
 

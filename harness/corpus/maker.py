@@ -1,0 +1,94 @@
+"""Makes the batch of one step, in this process: everything follows from (seed, stage, step)."""
+
+import random
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from harness.corpus.config import CorpusConfig, book_files
+from harness.corpus.rows import Row, draw_row, encode, padded
+from harness.errors import HarnessError
+from model.training.batch import Batch, HeldOut
+from model.training.pieces import PieceEncoder
+from model.training.tokenizer import PAD
+from tasks.dialogues.dialogue import Sources
+from tasks.dialogues.held_out import draw_held_out, held_out_tasks
+from tasks.niah import sentences
+from tasks.words import Vocabulary
+
+_NUM_MADE_UP = 20_000
+
+
+class BatchMaker:
+    """Sources are read when the first batch asks for them."""
+
+    def __init__(self, config: CorpusConfig, tokenizer_json: Path, seed: int) -> None:
+        self._config = config
+        self._seed = seed
+        self._encoder = PieceEncoder(tokenizer_json)
+
+    def batch(self, stage: str, step: int) -> Batch:
+        """The rows of one step."""
+        length = self.length(stage, step)
+        where = f"{self._seed}/{stage}/{step}"
+        num_rows = max(1, self._config.tokens // length)
+        rows = [
+            draw_row(random.Random(f"{where}/{row}"), length, self._training, self._encoder) for row in range(num_rows)
+        ]
+        return _stacked(rows, critical_only=False)
+
+    def length(self, stage: str, step: int) -> int:
+        """Tokens of a row in one step, drawn from the stage's phase."""
+        if stage not in self._config.lengths:
+            known = ", ".join(sorted(self._config.lengths))
+            raise HarnessError(f"corpus.lengths: no stage {stage!r}; the config has {known}")
+        phases = self._config.lengths[stage]
+        phase = next(phase for phase in phases if phase.until is None or step < phase.until)
+        rng = random.Random(f"{self._seed}/{stage}/{step}/length")
+        return rng.choices(list(phase.mix), list(phase.mix.values()))[0]
+
+    def held_out(self, task: str, length: int, num_rows: int) -> HeldOut:
+        """Evaluation rows of one task; the answer tokens are those that had to be found or computed."""
+        rows: list[Row] = []
+        attempt = 0
+        while len(rows) < num_rows:
+            if attempt == 20 * num_rows:
+                raise HarnessError(f"corpus: {task} does not fit {length} tokens; ask for more")
+            rng = random.Random(f"held out/{task}/{length}/{attempt}")
+            row = encode(draw_held_out(task, rng, length, self._held_out), self._encoder)
+            attempt += 1
+            if len(row) <= length:
+                rows.append(padded(row, length, self._encoder.special(PAD)))
+        return HeldOut(task=f"{task}@{length}", batch=_stacked(rows, critical_only=True))
+
+    @cached_property
+    def _training(self) -> Sources:
+        return self._sources("training", self._config.made_up)
+
+    @cached_property
+    def _held_out(self) -> Sources:
+        return self._sources("held_out", 0.0)
+
+    def _sources(self, split: str, made_up: float) -> Sources:
+        training, held_out = book_files(self._config)
+        files = training if split == "training" else held_out
+        books = [sentences.split(file.read_text(encoding="utf-8-sig")) for file in files]
+        source = sentences.made_up(random.Random(f"made-up sentences/{split}"))
+        made_up_sentences = [next(source) for _ in range(_NUM_MADE_UP)]
+        for known in (*books, made_up_sentences):
+            self._encoder.remember(" " + sentence for sentence in known)
+        vocabulary = Vocabulary("training" if split == "training" else "held_out", made_up)
+        return Sources(vocabulary=vocabulary, books=books, made_up=made_up_sentences, count=self._encoder.count)
+
+
+def all_held_out_tasks() -> tuple[str, ...]:
+    return held_out_tasks()
+
+
+def _stacked(rows: list[Row], critical_only: bool) -> Batch:
+    return Batch(
+        token_ids=np.stack([row.token_ids for row in rows]),
+        weights=np.stack([row.weights for row in rows]),
+        is_answer=np.stack([row.is_critical if critical_only else row.is_answer for row in rows]),
+    )

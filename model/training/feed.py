@@ -1,0 +1,92 @@
+"""Batches on their way to the device: a thread reads ahead, pins and copies, so that no step waits for Python."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from model.training.batch import Batch
+from model.training.losses import normalised_weights
+from model.training.rows import loss_rows
+from model.training.world import World
+
+AHEAD = 3  # batches that wait on the device
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step's tensors on the device, this rank's rows: token_ids [b, l] int64, weights [b, l] float32 (normalised
+    over the whole batch), is_answer [b, l] bool, kl_rows [b, r] int64. answers, rest: summed over the whole batch."""
+
+    token_ids: torch.Tensor
+    weights: torch.Tensor
+    is_answer: torch.Tensor
+    kl_rows: torch.Tensor
+    num_tokens: int
+
+
+class Feed:
+    """Iterates over Steps. Close it, or the thread waits for ever on a full queue."""
+
+    def __init__(
+        self, batches: Iterator[Batch], world: World, *, rest_weight: float, kl_rows: int, seed: int, first_step: int
+    ) -> None:
+        self._batches = batches
+        self._world = world
+        self._options = (rest_weight, kl_rows, seed, first_step)
+        self._queue: queue.Queue[Step | BaseException] = queue.Queue(AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        rest_weight, kl_rows, seed, step = self._options
+        try:
+            for batch in self._batches:
+                if self._closed.is_set() or not self._put(self._prepare(batch, rest_weight, kl_rows, seed, step)):
+                    return
+                step += 1
+            self._put(StopIteration())
+        except BaseException as error:  # handed to the training thread, which raises it
+            self._put(error)
+
+    def _put(self, item: Step | BaseException) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _prepare(self, batch: Batch, rest_weight: float, kl_rows: int, seed: int, step: int) -> Step:
+        rows = self._world.share_of(len(batch.token_ids))
+        arrays = (
+            batch.token_ids[rows], normalised_weights(batch, rest_weight)[rows], batch.is_answer[rows],
+            loss_rows(batch, kl_rows, seed, step)[rows],
+        )  # fmt: skip
+        tensors = [torch.from_numpy(array.copy()) for array in arrays]
+        if self._world.device.type == "cuda":
+            tensors = [t.pin_memory().to(self._world.device, non_blocking=True) for t in tensors]
+        return Step(
+            token_ids=tensors[0].long(), weights=tensors[1], is_answer=tensors[2], kl_rows=tensors[3],
+            num_tokens=batch.tokens,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(timeout=5)
+        close = getattr(self._batches, "close", None)
+        if close is not None and not self._thread.is_alive():
+            close()

@@ -1,0 +1,1 @@
+"""Training dialogues: the tasks' own prompts with the answers that a small model learns from."""

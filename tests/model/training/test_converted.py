@@ -1,4 +1,4 @@
-"""A grouped-query model gets an indexer: warm-up alone, its own weights untouched, the indexer worth more than before."""
+"""A grouped-query model gets an indexer: warm-up alone, its own weights untouched."""
 
 import pytest
 import torch
@@ -59,5 +59,5 @@ def test_warm_up_trains_the_indexer_and_nothing_else(source, tmp_path):
 
 
 def test_an_indexer_is_asked_for_where_there_is_none(source):
-    with pytest.raises(ModelError, match="has no indexer: add model.indexer"):
+    with pytest.raises(ModelError, match=r"has no indexer: add model\.indexer"):
         start_from(str(source), None, seed=0)

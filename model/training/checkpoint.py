@@ -18,7 +18,8 @@ from model.training.optim import Optimizer
 from model.transformer import Transformer
 
 SHARD_BYTES = 15 << 20  # parts stay below 16 MiB, header included
-STATE, TENSORS = "training.json", "training.safetensors"
+# in a folder of their own: whoever opens the checkpoint takes every safetensors file beside config.json for weights
+STATE, TENSORS = "training/progress.json", "training/state.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}
 
 
@@ -63,6 +64,7 @@ def save(folder: Folder, model: Transformer, optimizer: Optimizer | None, progre
     scratch.mkdir(parents=True)
     folder.write_model(model, scratch)
     if optimizer is not None:
+        (scratch / TENSORS).parent.mkdir()
         masters = {f"master/{name}": t.detach().float().cpu().clone() for name, t in model.state_dict().items()}
         if model.config.tied_embeddings:
             masters.pop("master/lm_head.weight")

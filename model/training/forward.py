@@ -171,7 +171,7 @@ class TrainingForward:
                             seen(i, view)
                 with torch.set_grad_enabled(main):
                     out = self._attend(q, k, v, ids if sparse else None, scale)
-                    x, load, largest = self.after(layer, x, out[..., : self._config.v_dim].flatten(0, 1))
+                    x, load, largest = self.after(layer, x, out[..., : self._config.v_dim].flatten(0, 1).contiguous())
                 residuals.append(largest)
                 if load.numel():
                     loads[i] = load

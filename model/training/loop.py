@@ -1,4 +1,4 @@
-"""The training loop: stages in order, an event an interval, resumable to the step, stopped by a loss that is no number."""
+"""The training loop: stages in order, an event an interval, resumable to the step, stopped by a loss that is NaN."""
 
 import dataclasses
 import math
@@ -130,9 +130,7 @@ class Training:
             yield self._flush(stage, interval)
         if checked != progress.step:
             yield from self._evaluate(stage)
-        # the next stage's first step is what a resumed training starts with
-        progress.stage, progress.step, progress.seconds = progress.stage + 1, 0, 0.0
-        yield self._save(stage)
+        yield self._save(stage, ended=True)
 
     def _share(self, stage: StageConfig, steps: int | None) -> float:
         """How much of the stage is done: by steps or seconds, whichever is further."""
@@ -153,8 +151,8 @@ class Training:
         nothing = torch.full((), math.nan, device=step.token_ids.device)
         answer = rest = nothing
         # the sums over all rows are in the weights already; the KL is a mean of each rank's rows
-        loss = torch.stack(list(output.kl.values())).sum() / self.world.size if output.kl else torch.zeros_like(nothing)
-        kl = loss.detach()
+        kl = torch.stack(list(output.kl.values())).sum() / self.world.size if output.kl else None
+        loss = torch.zeros_like(nothing) if kl is None else kl
         if not warmup:
             weights = torch.cat((step.weights[:, 1:], torch.zeros_like(step.weights[:, :1])), 1)
             targets = step.token_ids.roll(-1, 1)
@@ -173,7 +171,7 @@ class Training:
             self._balance(stage, number, share, output.loads)
             interval.loads.append(torch.stack([load.max() / load.mean() for load in output.loads.values()]).max())
         grads = [norms.get(kind, nothing) for kind in ("main", "indexer")]
-        interval.rows.append(torch.stack([loss.detach(), answer, rest, kl, *grads]))
+        interval.rows.append(torch.stack([loss.detach(), answer, rest, nothing if kl is None else kl.detach(), *grads]))
         interval.residuals.append(output.residuals)
         if output.kl:
             self._layers = list(output.kl)
@@ -235,15 +233,19 @@ class Training:
             values["evaluation_seconds"] = time.perf_counter() - began
             yield self._event("evaluation", stage, values)
 
-    def _save(self, stage: StageConfig) -> TrainingEvent:
-        target = self.out / "checkpoints" / f"step-{self.progress.total_steps:08d}"
+    def _save(self, stage: StageConfig, ended: bool = False) -> TrainingEvent:
+        progress = self.progress
+        target = self.out / "checkpoints" / f"step-{progress.total_steps:08d}"
+        event = self._event("checkpoint", stage, {"folder": target.name})
+        if ended:  # a training that resumes from here starts with the next stage's first step
+            progress.stage, progress.step, progress.seconds = progress.stage + 1, 0, 0.0
         if self.world.leads:
-            save(self.folder, self.model, self.optimizer, self.progress, target)
+            save(self.folder, self.model, self.optimizer, progress, target)
             kept = sorted((self.out / "checkpoints").glob("step-*"))
             for old in kept[:-KEPT]:
                 shutil.rmtree(old)
         self.world.wait()
-        return self._event("checkpoint", stage, {"folder": target.name})
+        return event
 
     def _event(self, kind: EventKind, stage: StageConfig, values: dict[str, Any]) -> TrainingEvent:
         progress = self.progress

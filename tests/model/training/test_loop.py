@@ -91,7 +91,7 @@ def test_checkpoints_open_in_our_engine_and_in_transformers(tmp_path):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(theirs, expected, rtol=1e-4, atol=1e-4)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "deepseek_v32"
-    assert not (tmp_path / "model" / "training.safetensors").exists()
+    assert not (tmp_path / "model" / "training").exists()
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path):

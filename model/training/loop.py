@@ -92,7 +92,7 @@ class Training:
         steps = stage.num_steps(config.batch_tokens)
         for forward in (self.forward, self.checking):
             forward.plain_rope = stage.plain_rope
-        yield self._event("stage", stage, {"kind": stage.kind, "topk": stage.topk})
+        yield self._event("stage", stage, {"trains": stage.kind, "topk": stage.topk})
         stream = self.corpus.stream(stage.name, progress.step)
         feed = Feed(
             stream, self.world, rest_weight=config.rest_weight, kl_rows=config.kl_rows, seed=config.seed,

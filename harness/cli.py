@@ -1,17 +1,30 @@
 """The command line. Nothing heavy is imported before a command runs; every user's error is one line and exit code 2."""
 
 import functools
+import itertools
 import shlex
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
+import typer.main
+from typer.core import TyperCommand
 
 P = ParamSpec("P")
+HELP_WIDTH = 100  # columns of the list of tasks
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell gives for Ctrl-C
+
+
+class PlainUsage(TyperCommand):
+    """`run CONFIG` in the usage line, where Typer writes `run {CONFIG}`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
 
 app = typer.Typer(
     help="Does sparse attention cost accuracy, where does the indexer miss, and what does it save?",
@@ -22,20 +35,21 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+command = functools.partial(app.command, cls=PlainUsage)
 
-RunFolder = Annotated[Path, typer.Argument(help="Folder that `run` printed.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart-<digest>.")]
 
 
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
     """Errors that the user can mend are printed without a traceback; anything else is a bug and keeps its own."""
 
-    @functools.wraps(command)
+    @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         from harness.engine import ModelError
         from harness.errors import HarnessError
 
         try:
-            command(*args, **kwargs)
+            function(*args, **kwargs)
         except (HarnessError, ModelError) as error:
             print(f"dsa-eval: {' '.join(str(error).split())}", file=sys.stderr)
             raise typer.Exit(USER_ERROR) from None
@@ -46,35 +60,50 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
-@app.command()
+@command()
 @one_line_errors
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, run nothing.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="First N samples of every task.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>-<digest> if not given.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=0, help="Workers; 0 runs in this process, without Ray.")] = None,
-    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; started here if not given.")] = None,
-    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of each worker.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N samples of every task.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Run folder.  [default: runs/<name>-<digest>]")
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Worker processes; 0 runs in this one, without Ray.  [default: as many as fit]"
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A running Ray cluster, or `auto`.  [default: Ray on this machine]"),
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, metavar="N", help="GPUs that each worker reserves, e.g. 1 or 0.5.")
+    ] = None,
 ) -> None:
-    """Run every variant on every task. Given again, only what is missing is run."""
+    """Run every variant on every task. The same command again resumes."""
     from harness.run import run as run_config
 
     run_config(config, out=out, limit=limit, replicas=replicas, address=address, gpus=gpus, dry_run=dry_run)
 
 
-@app.command()
+@command()
 @one_line_errors
 def compare(
     run_folder: RunFolder,
     other: Annotated[
-        Path | None, typer.Argument(help="A second run, compared with the first variant by variant.")
+        Path | None,
+        typer.Argument(metavar="OTHER", help="A second run: its variants against those of the first, by name."),
     ] = None,
     across_weights: Annotated[
-        bool, typer.Option("--across-weights", help="Allow runs of different weights; the table says so.")
+        bool, typer.Option("--across-weights", help="Allow runs of different weights; every line says so.")
     ] = False,
 ) -> None:
-    """Compare variants with the baseline, sample by sample, with a verdict."""
+    """Print a verdict on every variant of one run, or of two runs."""
     from harness.errors import HarnessError
 
     if other is None:
@@ -91,82 +120,109 @@ def compare(
         print(row["sentence"])
 
 
-@app.command()
+@command()
 @one_line_errors
 def publish(
-    run_folder: RunFolder, out: Annotated[Path, typer.Option(help="Folder of all publications.")] = Path("results")
+    run_folder: RunFolder,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the folder <name>/ is written.")] = Path("results"),
 ) -> None:
-    """Write tables and one self-contained page."""
+    """Write a run's tables and its page into results/<name>/."""
     from harness.publish import publish as publish_run
 
     for path in publish_run(run_folder, out):
         print(path)
 
 
-@app.command()
+@command()
 @one_line_errors
 def rescore(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are merged into a new one.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; several are merged into a new one.")],
 ) -> None:
-    """Make scores and tables again from the journal, without model or data."""
+    """Score a run again from its journal; several runs are merged."""
     from harness.rescore import rescore as rescore_runs
 
     print(rescore_runs(runs))
 
 
-@app.command()
+@command()
 @one_line_errors
 def tasks() -> None:
-    """List what a suite can name."""
+    """List the tasks that a config can name."""
     from harness.taskset import list_tasks
 
-    for task in list_tasks():
-        print(f"{task['task']:<24}{task['about']}")
-        if task["options"]:
-            print(f"{'':<24}options: {', '.join(f'{key}: {value}' for key, value in task['options'].items())}")
-        if task["readme"]:
-            print(f"{'':<24}protocol: {task['readme']}")
-    print(f"{'lm_eval/<name>':<24}any generate_until or loglikelihood task of the installed lm-eval")
-    print(f"{'':<24}options: num_fewshot: null")
+    for explained, group in itertools.groupby(list_tasks(), key=_explained):
+        print(_wrapped(", ".join(task["task"] for task in group)), *explained, sep="\n    ")
+    print("lm_eval/<name>", "any generate_until or loglikelihood task of the installed lm-eval", sep="\n    ")
+    print("    options: num_fewshot: null")
 
 
-@app.command()
+def _explained(task: Mapping[str, Any]) -> list[str]:
+    """What stands below a task's name: title, options with their defaults as YAML, protocol."""
+    import yaml
+
+    options = yaml.safe_dump(task["options"], default_flow_style=True, sort_keys=False, width=10**6).strip("{}\n")
+    lines = [task["about"], f"options: {options}" if options else "", f"protocol: {task['readme'] or ''}"]
+    return [_wrapped(line, "        ") for line in lines if line and line != "protocol: "]
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, width=HELP_WIDTH, subsequent_indent=indent, break_long_words=False)
+
+
+@command()
 @one_line_errors
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint: bundled name, folder or hub id.")],
-    destination: Annotated[str, typer.Argument(help="Folder to write.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Checkpoint: bundled name, folder or hub id.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DESTINATION", help="Folder to write; must not exist or be empty.")
+    ],
 ) -> None:
-    """Write a checkpoint (GQA, GGUF, FP8) as a folder of this project's architecture."""
+    """Write a GQA, GGUF or FP8 checkpoint as a latent-attention one."""
     from harness.engine import convert as convert_checkpoint
 
     print(convert_checkpoint(source, destination))
 
 
-@app.command()
+@command()
 @one_line_errors
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the training.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; runs/train-<name> if not given.")] = None,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/train/dsa-tiny.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write.  [default: runs/train-<name>]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's latest checkpoint.")] = False,
 ) -> None:
-    """Train a model, or the indexer of one; under torchrun on several GPUs."""
+    """Train a model, or the indexer of one."""
     from harness.train import train as train_config
 
     train_config(config, out=out, resume=resume)
 
 
-@bench_app.command("model")
+@bench_app.command("model", cls=PlainUsage)
 @one_line_errors
 def bench_model(
-    contexts: Annotated[str, typer.Option(help="Context lengths in tokens, with commas.")] = "1024,4096,16384",
-    rounds: Annotated[int, typer.Option(help="Measurements of each side and length.", min=1)] = 3,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    contexts: Annotated[str, typer.Option(metavar="N,N,...", help="Context lengths in tokens.")] = "1024,4096,16384",
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each side and length.")] = 3,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
 ) -> None:
-    """Prefill, decode and memory against transformers on the same random configuration."""
+    """Speed and memory against transformers on one random model."""
     from harness.bench import bench_model as bench
 
     bench(contexts, rounds, out)
 
 
 def main() -> None:
-    app()
+    """Run the command of sys.argv; a wrong command line is one line as well."""
+    command = typer.main.get_command(app)
+    try:
+        code = command(prog_name="dsa-eval", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message") or not hasattr(error, "ctx"):  # all that click's kinds have in common
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            print(error.format_message())
+            raise SystemExit(USER_ERROR) from None
+        path = error.ctx.command_path if error.ctx is not None else "dsa-eval"
+        print(f"dsa-eval: {' '.join(error.format_message().split())} (see {path} --help)", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+    raise SystemExit(code or 0)

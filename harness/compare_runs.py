@@ -18,7 +18,7 @@ def compare_runs(run_a: Path, run_b: Path, across_weights: bool = False) -> dict
     every sentence. Two runs of one variant each are compared whatever the names.
     Raises HarnessError where nothing is shared, docs or prompts differ, or weights do and `across_weights` is not set.
     """
-    from harness.comparison import compare
+    from harness.comparison import compare, mark_weights
 
     if run_a.resolve() == run_b.resolve():
         raise HarnessError(
@@ -40,9 +40,8 @@ def compare_runs(run_a: Path, run_b: Path, across_weights: bool = False) -> dict
         name_a, name_b = f"{variant_a} of {run_a}", f"{variant_b} of {run_b}"
         scores = [*_renamed(ours.scores, variant_a, name_a), *_renamed(theirs.scores, variant_b, name_b)]
         one = compare(scores, baseline=name_a, margins=settings.margin, variants=[name_a, name_b], tasks=tasks)
-        if ours.manifest["weights"][variant_a] != theirs.manifest["weights"][variant_b]:
-            for row in (*one["rows"], *one["by_group"]):
-                row["sentence"] += " The weights differ."
+        differ = ours.manifest["weights"][variant_a] != theirs.manifest["weights"][variant_b]
+        mark_weights(one, (lambda variant: True) if differ else (lambda variant: False))
         made = one if not made else made | {key: made[key] + one[key] for key in made if isinstance(made[key], list)}
     return made | {"baseline": str(run_a), "across_weights": across_weights}
 

@@ -92,6 +92,14 @@ def compare(
     }
 
 
+def mark_weights(comparison: Mapping[str, Any], differs: Callable[[str], bool]) -> None:
+    """Write into every row whether its two sides were served by different weights; differs: asked of a variant."""
+    for row in (*comparison["rows"], *comparison["by_group"]):
+        row["weights_differ"] = differs(row["variant"])
+        if row["weights_differ"]:
+            row["sentence"] += " The weights differ."
+
+
 def margin_of(margins: Mapping[str, float], task: str) -> float:
     """The task's margin, or the default; a share strictly between 0 and 1."""
     margin = margins.get(task, margins.get("default"))
@@ -183,16 +191,17 @@ def _disagreements(
     tasks: Sequence[str],
     metrics: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Samples on which the variants' headline scores are not all the same."""
+    """Samples on which the variants' headline scores are not all the same, with what was extracted from each."""
     lines = []
     for task in tasks:
-        seen: dict[tuple[str, int], dict[str, float]] = {}
+        seen: dict[tuple[str, int], dict[str, SampleScore]] = {}
         for variant in variants:
             for question in asked[variant, task].values():
                 for sample in question.samples:
-                    score = sample.metrics[metrics[task]]
-                    seen.setdefault((question.doc_id, sample.repeat), {})[variant] = score
-        for (doc_id, repeat), by_variant in sorted(seen.items()):
-            if len(set(by_variant.values())) > 1:
-                lines.append({"task": task, "doc_id": doc_id, "repeat": repeat, "scores": by_variant})
+                    seen.setdefault((question.doc_id, sample.repeat), {})[variant] = sample
+        for (doc_id, repeat), samples in sorted(seen.items()):
+            scores = {variant: sample.metrics[metrics[task]] for variant, sample in samples.items()}
+            if len(set(scores.values())) > 1:
+                answers = {variant: sample.answer for variant, sample in samples.items()}
+                lines.append({"task": task, "doc_id": doc_id, "repeat": repeat, "scores": scores, "answers": answers})
     return lines

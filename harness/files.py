@@ -67,6 +67,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file; is {path.parent} a run folder?") from None
+    except NotADirectoryError:
+        raise HarnessError(f"{path.parent}: expected a run folder, got a file") from None
     except ValueError as error:
         raise HarnessError(f"{path}: not JSON ({error}); restore it or start in a new folder with --out") from None
 

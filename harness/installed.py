@@ -117,5 +117,6 @@ def _task(
         metadata={"version": f"{metadata.get('version', 0)}"},
         options=options,
         open=lambda metadata: task,
+        num_fewshot=task.config.num_fewshot or 0,
         installed=True,
     )

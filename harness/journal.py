@@ -134,7 +134,12 @@ class Journal:
 @contextlib.contextmanager
 def lock(run_folder: Path) -> Iterator[None]:
     """Keep every other run out of this folder. The kernel drops the lock when this process ends, however it ends."""
-    run_folder.mkdir(parents=True, exist_ok=True)
+    if run_folder.exists() and not run_folder.is_dir():
+        raise HarnessError(f"{run_folder}: expected a run folder, got a file; name another folder with --out")
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HarnessError(f"{run_folder}: {error.strerror}; name another folder with --out") from error
     path = run_folder / ".lock"
     with open(path, "a+") as file:
         try:

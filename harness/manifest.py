@@ -37,13 +37,15 @@ def make_manifest(
     digest: str,
     weights: Mapping[str, str],
     docs: Mapping[str, Sequence[Mapping[str, Any]]],
+    tasks: Mapping[str, Mapping[str, Any]],
     lowered: Iterable[str] = (),
     probed: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Everything a reader needs to tell whether two run folders can be compared.
 
     weights: fingerprint per variant. docs: the lines of docs/<task>.jsonl per task; the hash of a task's data is over
-    its doc hashes in order, so that it changes when a doc or the choice of docs does. lowered: tasks whose token limit
+    its doc hashes in order, so that it changes when a doc or the choice of docs does. tasks: further facts of each task
+    (version, num_fewshot). lowered: tasks whose token limit
     is under the protocol's. probed: variants whose samples carry recall.
     """
     return {
@@ -52,7 +54,7 @@ def make_manifest(
         "digest": digest,
         **provenance(),
         "weights": dict(weights),
-        "tasks": {task: {"docs": len(lines), "data": _hash_docs(lines)} for task, lines in docs.items()},
+        "tasks": {task: {**tasks[task], "docs": len(lines), "data": _hash_docs(lines)} for task, lines in docs.items()},
         "lowered": sorted(lowered),
         "probed": sorted(probed),
     }

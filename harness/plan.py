@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.config import Config, EndpointModel, LocalModel, ModelChoice, ScriptedModel
 from harness.docs import Ask, Doc, excerpts, hash_of
-from harness.engine import ChatEncoding, Probes, Request
+from harness.engine import ChatEncoding, ModelError, Probes, Request
 from harness.errors import HarnessError
 from harness.record import PlannedItem, record_of
 from harness.render import Prompt, render_doc, token_counter
@@ -121,7 +121,7 @@ def _checked(task: Task, doc: Doc, model: Served) -> tuple[Prompt, ...]:
         raise HarnessError(f"{where}: the model has no tool format of its own; use the prompting mode of {task.name}")
     try:
         prompts = render_doc(doc, model.encoding, model.thinking(task))
-    except HarnessError as error:
+    except (HarnessError, ModelError) as error:
         raise HarnessError(f"{where}: {error}") from None
     context = model.facts.context_length
     for prompt in prompts:

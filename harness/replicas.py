@@ -19,6 +19,7 @@ from harness.work_queue import Batch, Finished, WorkQueue, first_line
 
 MAX_BATCH = 64  # enough for any engine to choose from, few enough to share out evenly
 MAX_TRIES = 3
+MAX_LOST_LOADING = 3
 MAX_LOST_IN_A_ROW = 12  # more than one bad sample can cause on its way to being alone
 
 
@@ -143,7 +144,7 @@ class Pool:
         num_gpus: float = 0,
         notify: Callable[[str], None],
     ) -> None:
-        self._num_cpus, self._num_threads = _share(runtime.resources(), num_replicas, num_gpus)
+        self._num_cpus, self._num_threads = share(runtime.resources(), num_replicas, num_gpus)
         import ray
 
         self._ray: Any = ray
@@ -154,6 +155,7 @@ class Pool:
         self._busy: dict[Any, _Seat] = {}  # what is waited for: the end of loading, or a stream of results
         self._idle: list[_Seat] = []
         self._num_lost_in_a_row = 0
+        self._num_lost_loading = 0
 
     def run(self, items: Iterable[PlannedItem], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Finished]:
         """Finished items in the order in which they finish; after `should_stop` only what has already arrived."""
@@ -212,6 +214,7 @@ class Pool:
             if seat.batch is None:
                 seat.where = "{host}, process {pid}".format(**self._ray.get(pending))
                 self._idle.append(self._busy.pop(pending))
+                self._num_lost_loading = 0
                 return
             result = self._ray.get(next(pending))
         except StopIteration:
@@ -254,6 +257,12 @@ class Pool:
         reason = f"its replica was lost ({type(error).__name__})"
         self._count_loss(f"{type(error).__name__}, {seat.where}")
         if seat.batch is None:
+            self._num_lost_loading += 1
+            if self._num_lost_loading >= MAX_LOST_LOADING:
+                raise HarnessError(
+                    f"replicas died {MAX_LOST_LOADING} times while they loaded the model ({type(error).__name__}); "
+                    "look at memory, ask for fewer with --replicas, then give the same command"
+                )
             self._notify(f"replica lost while loading ({type(error).__name__}); another one is started")
             return
         if isinstance(error, self._ray.exceptions.OutOfMemoryError):
@@ -277,7 +286,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _share(resources: dict[str, float], num_replicas: int, num_gpus: float) -> tuple[float, int]:
+def share(resources: dict[str, float], num_replicas: int, num_gpus: float) -> tuple[float, int]:
     """CPUs to reserve for one replica and threads it may use. Raises HarnessError where the GPUs do not exist."""
     num_available = resources.get("GPU", 0)
     if num_replicas * num_gpus > num_available:

@@ -40,7 +40,7 @@ def score_run(run_folder: Path) -> Scored:
 
 def tabulate(run_folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Write results.json, comparison.json and report.html; gives the first two, None for a run without `compare`."""
-    from harness.comparison import compare
+    from harness.comparison import compare, mark_weights
     from harness.report import write_report
     from harness.results import results
 
@@ -63,6 +63,8 @@ def tabulate(run_folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         compared = compare(
             run.scores, baseline=settings.baseline, margins=settings.margin, variants=variants, tasks=run.tasks
         )
+        weights = run.manifest["weights"]
+        mark_weights(compared, lambda variant: weights[variant] != weights[settings.baseline])
         write_json(run_folder / "comparison.json", compared)
     write_report(run_folder)
     return made, compared

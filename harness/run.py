@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 import shlex
 import signal
 import sys
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import Config, LocalModel, ModelChoice, digest, load_config
 from harness.display import Display, Progress
-from harness.engine import ChatEncoding, Engine, open_engine, weight_bytes
+from harness.engine import ChatEncoding, Engine, ModelError, open_engine, weight_bytes
+from harness.errors import HarnessError
 from harness.files import check_space, write_whole
 from harness.folder import write_docs
 from harness.journal import Journal, lock, to_line
@@ -32,6 +34,7 @@ SPACE_BYTES = 64 * 2**20  # for results, page and manifest
 SPACE_BYTES_PER_SAMPLE = 16 * 2**10  # a journal line of a few thousand characters and its recall part
 WIDTH = 160  # of tables in files and pipes
 MEMORY_PER_BYTE = 8  # of weights on the disk: 4-bit files become float32
+_KEY_PATH = re.compile(r"(model|variants|tasks|recall|compare)\.\w")
 INTERRUPTED = 130  # 128 + SIGINT, what a shell gives for Ctrl-C
 
 
@@ -63,8 +66,13 @@ def run(
     folder = out or Path("runs") / f"{config.name}-{digest(config)}"
     options = {"--out": out, "--limit": limit, "--replicas": replicas, "--address": address, "--gpus": gpus}
     if dry_run:
-        print_plan(make_plan(config, limit=limit))
+        with _naming(config_path):
+            print_plan(make_plan(config, limit=limit))
         return folder
+    if replicas == 0 and gpus:
+        raise HarnessError(
+            f"--gpus: {gpus:g} asked for, but --replicas 0 runs in this process on its CPU; leave one away"
+        )
     with _stoppable(_command(config_path, options)) as stop, contextlib.ExitStack() as stack:
         runtime = None
         if replicas != 0:
@@ -72,13 +80,16 @@ def run(
 
             runtime = Runtime(address)  # Ray starts while the plan is made
             stack.callback(runtime.stop)
-        plan = make_plan(config, limit=limit)
-        _check_margins(plan)
+        with _naming(config_path):
+            plan = make_plan(config, limit=limit)
+            _check_margins(plan)
+        place = Place(runtime, replicas, gpus)
+        place.check(config)
         check_space(folder, SPACE_BYTES + SPACE_BYTES_PER_SAMPLE * len(plan.items))
         stack.enter_context(lock(folder))
         _prepare(folder, config_path, plan)
         with Journal(folder, list(config.variants)) as journal:
-            _run_missing(folder, plan, journal, Place(runtime, replicas, gpus), stop)
+            _run_missing(folder, plan, journal, place, stop)
     results, comparison = tabulate(folder)
     _print_tables(folder, results, comparison)
     return folder
@@ -102,6 +113,14 @@ class Place:
     runtime: "Runtime | None"
     replicas: int | None
     gpus: float | None
+
+    def check(self, config: Config) -> None:
+        """HarnessError where Ray does not start or the GPUs do not exist: told before the run folder is touched."""
+        from harness.replicas import share
+
+        if self.runtime is not None:
+            for choice, _ in config.engines():
+                share(self.runtime.resources(), *self.size(choice, num_items=1))
 
     def finished(
         self, config: Config, items: Sequence["PlannedItem"], say: Callable[[str], None], stop: Stop
@@ -147,6 +166,9 @@ def _prepare(folder: Path, config_path: Path, plan: "Plan") -> None:
         digest=digest(plan.config),
         weights=plan.fingerprints,
         docs=plan.docs,
+        tasks={
+            label: {"version": task.version, "num_fewshot": task.num_fewshot} for label, task in plan.entries.items()
+        },
         lowered=plan.lowered,
         probed=plan.probed,
     )
@@ -234,6 +256,17 @@ def _check_margins(plan: "Plan") -> None:
     if plan.config.compare is not None and len(plan.config.variants) > 1:
         for task in [*plan.entries, *([POOLED] if len(plan.entries) > 1 else [])]:
             margin_of(plan.config.compare.margin, task)
+
+
+@contextlib.contextmanager
+def _naming(config_path: Path) -> Iterator[None]:
+    """Errors that begin with a key path are those of the config file, so they begin with its name."""
+    try:
+        yield
+    except (HarnessError, ModelError) as error:
+        if _KEY_PATH.match(str(error)) is None:
+            raise
+        raise HarnessError(f"{config_path}: {error}") from error
 
 
 @contextlib.contextmanager

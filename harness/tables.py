@@ -27,7 +27,7 @@ _SCORE_FIELDS = (
 _COMPARISON_FIELDS = (
     "n", "clusters", "mean_variant", "mean_baseline", "difference", "stderr", "low", "high", "interval",
     "variant_only", "baseline_only", "mcnemar_p", "p", "holm_p", "q", "margin", "noninferior_p", "tost_p", "verdict",
-    "n_needed", "sentence",
+    "n_needed", "weights_differ", "sentence",
 )  # fmt: skip
 _RECALL_FIELDS = (
     "variant", "trajectory", "task", "phase", "selector", "k", "layer", "n", "queries", "mass", "mass_stderr",
@@ -157,7 +157,7 @@ COMPARISON_COLUMNS = (
     Column("Holm p", lambda row: numbers.probability(row["holm_p"])),
     Column("Margin, points", lambda row: "±" + numbers.percent(row["margin"])),
     Column("TOST p", lambda row: numbers.probability(row["tost_p"])),
-    Column("Verdict", lambda row: str(row["verdict"]), right=False),
+    Column("Verdict", lambda row: row["verdict"] + (" (other weights)" if row["weights_differ"] else ""), right=False),
     Column("n needed", lambda row: numbers.count(row["n_needed"])),
     Column("Completion tokens", lambda row: numbers.ratio(row["token_ratio"])),
 )

@@ -20,7 +20,7 @@ class Task:
 
     label: name in tables and files. name: in its YAML. where: key path of the suite entry. metadata: the YAML's
     contract. open: lm-eval's task object with its data, given the metadata that `custom_dataset` is called with.
-    installed: it is one of lm-eval's own.
+    num_fewshot: worked examples in the prompt. installed: it is one of lm-eval's own.
     """
 
     label: str
@@ -32,6 +32,7 @@ class Task:
     metadata: Mapping[str, Any]
     options: Mapping[str, Any]
     open: Callable[[Mapping[str, Any]], Any]
+    num_fewshot: int = 0
     installed: bool = False
 
     @property

@@ -112,6 +112,7 @@ def _our_task(entry: TaskEntry, name: str, path: Path, where: str, *, alone: boo
     absent = [key for key in ("version", "headline") if key not in metadata]
     if absent or "process_results" not in cfg:
         raise HarnessError(f"{path}: metadata lacks {', '.join(absent) or 'nothing, but process_results is missing'}")
+    options = merged_options(entry.options, metadata.get("options") or {}, list(TaskEntry.model_fields), where)
     return Task(
         label=entry.label if alone else name if entry.name is None else f"{entry.name}.{name}",
         name=name,
@@ -128,8 +129,9 @@ def _our_task(entry: TaskEntry, name: str, path: Path, where: str, *, alone: boo
             headline=metadata["headline"], process=cfg["process_results"], filters=_filters(cfg.get("filter_list"))
         ),
         metadata=metadata,
-        options=merged_options(entry.options, metadata.get("options") or {}, list(TaskEntry.model_fields), where),
+        options=options,
         open=functools.partial(_open_ours, name),
+        num_fewshot=int(options.get("shots", cfg.get("num_fewshot") or 0)),
     )
 
 

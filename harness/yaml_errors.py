@@ -1,6 +1,7 @@
 """YAML files that are read with care, and what is wrong with one in a line: key path, what came, what was expected."""
 
 import difflib
+import re
 import typing
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,22 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import HarnessError
+
+_KEY = re.compile(r"[a-z_]+: ")  # a check of several keys names the one that it means
+_WORDS = {
+    "Input should be": "expected",
+    "Dictionary should have": "expected",
+    "Tuple should have": "expected",
+    "String should have": "expected",
+    " after validation, not 0": "",
+    "a valid dictionary or instance of TaskEntry": "a mapping such as {task: aime25}",
+    "a valid dictionary": "keys with values",
+    "a valid tuple": "a list",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+}
 
 
 class _NoDuplicates(yaml.SafeLoader):
@@ -34,7 +51,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise HarnessError(f"{path}: no such file") from None
+        raise HarnessError(f"{path}: no such file; expected the YAML file of an experiment") from None
+    except IsADirectoryError:
+        raise HarnessError(f"{path}: expected the YAML file of an experiment, got a folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
@@ -67,11 +86,15 @@ def as_one_line(error: ValidationError, schema: type[BaseModel]) -> str:
     Unknown keys come first: a misspelt key is reported as missing as well.
     """
     problems = error.errors(include_url=False)
+    # a list whose items are refused is reported as too short as well
+    inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    problems = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inner]
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in _without_tags(first["loc"]))
     what = _sentence(first["type"], first["msg"], first["input"], first["loc"], schema)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return (f"{where}: " if where else "") + what + more
+    within = _KEY.match(what) if first["type"] == "value_error" else None
+    return (f"{where}{'.' if within else ': '}" if where else "") + what + more
 
 
 def _sentence(kind: str, message: str, value: Any, path: Sequence[int | str], schema: type[BaseModel]) -> str:
@@ -87,7 +110,9 @@ def _sentence(kind: str, message: str, value: Any, path: Sequence[int | str], sc
         return f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {_shown(value)}{nearest(str(value), choices)}"
     if kind == "string_pattern_mismatch":
         return f"expected a name of letters, digits and _ . + - that starts with a letter or digit, got {_shown(value)}"
-    said = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    said = message.removeprefix("Value error, ")
+    for theirs, ours in _WORDS.items():
+        said = said.replace(theirs, ours)
     return said if isinstance(value, dict) and kind == "value_error" else f"{said}, got {_shown(value)}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-TILE_BYTES = 64 << 20  # probabilities [rows, h, t] held at a time
+TILE_BYTES = 64 << 20  # scores [rows, h, t] held at a time
 
 
 def attention_mass_reference(q: torch.Tensor, k: torch.Tensor, scale: float, start: int) -> torch.Tensor:
@@ -19,16 +19,16 @@ def attention_mass_reference(q: torch.Tensor, k: torch.Tensor, scale: float, sta
     return scores.masked_fill(~visible, float("-inf")).softmax(-1).mean(0)
 
 
-def attention_probabilities(
+def attention_scores(
     q: torch.Tensor, k: torch.Tensor, scale: float, positions: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Dense probabilities of query i over keys 0..positions[i], a tile of rows at a time.
+    """Scaled scores of query i over keys 0..positions[i], -inf behind, a tile of rows at a time.
 
     Args:
         q: [s, h, d]; head j belongs to group j // (h / g). k: [t, g, d]. positions: [s], int, 0-based.
 
     Yields:
-        (rows of q, probabilities [rows, h, t] float32); at most 64 MiB, or one row.
+        (rows of q, scores [rows, h, t] float32); at most 64 MiB, or one row.
     """
     s, h, _ = q.shape
     t, g, _ = k.shape
@@ -41,7 +41,7 @@ def attention_probabilities(
         queries = q[rows].unflatten(1, (g, h // g)).permute(1, 2, 0, 3).flatten(1, 2)  # [g, m * b, d]
         scores = torch.matmul(queries, keys).float().mul_(scale).view(g, h // g, b, t)
         scores.masked_fill_(cols[None, :] > positions[rows, None], float("-inf"))
-        yield rows, scores.softmax(-1).permute(2, 0, 1, 3).flatten(1, 2)
+        yield rows, scores.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def attention_mass(q: torch.Tensor, k: torch.Tensor, scale: float, start: int) -> torch.Tensor:
@@ -54,6 +54,6 @@ def attention_mass(q: torch.Tensor, k: torch.Tensor, scale: float, start: int) -
     """
     positions = torch.arange(start, start + q.shape[0], device=q.device)
     out = torch.empty(q.shape[0], k.shape[0], dtype=torch.float32, device=q.device)
-    for rows, probabilities in attention_probabilities(q, k, scale, positions):
-        torch.mean(probabilities, 1, out=out[rows])
+    for rows, scores in attention_scores(q, k, scale, positions):
+        torch.mean(scores.softmax(-1), 1, out=out[rows])
     return out

@@ -175,7 +175,8 @@ class MLA(nn.Module):
         """Latent outputs [s, h, c] -> head outputs [s, h, v]."""
         if not self.config.absorbs:
             return out
-        return torch.bmm(out.transpose(0, 1), self._up_weights()[1].transpose(1, 2)).transpose(0, 1)
+        w_uv = self._up_weights()[1].to(out.dtype)  # recall reads in float32 whatever the model's dtype
+        return torch.bmm(out.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
 
     def expand(self, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cache rows [t, c + rope] -> the MHA form's keys [t, h, nope + rope] and values [t, h, v]."""

@@ -1,5 +1,6 @@
 """Finding and opening a model: a bundled name, a folder, a GGUF file or a hub id in; a ready transformer out."""
 
+import difflib
 import hashlib
 import importlib.util
 import json
@@ -10,7 +11,7 @@ import torch
 
 from model.config import GQA_TYPES, ModelConfig, read_config
 from model.errors import ModelError
-from model.placement import load_weights
+from model.placement import check_tensors, load_weights
 from model.request import SELECTORS, Selector
 from model.transformer import Transformer
 from model.weights import StateDict, Weights
@@ -37,8 +38,11 @@ def resolve(path: str) -> Path:
         if spec is not None and spec.origin is not None:
             return Path(spec.origin).parent
     if folder.is_absolute() or path.startswith((".", "~")) or hub_id.count("/") != 1:
-        known = ", ".join(sorted(BUNDLED))
-        raise ModelError(f"model.path: no folder {path!r}; expected a folder, a hub id (owner/name) or one of: {known}")
+        close = difflib.get_close_matches(path, BUNDLED, n=1)
+        advice = f"the nearest is {close[0]!r}" if close else f"known are {', '.join(sorted(BUNDLED))}"
+        raise ModelError(
+            f"model.path: no folder {path!r}; expected a folder, a hub id (owner/name) or a bundled name; {advice}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -82,15 +86,20 @@ def load_config(path: str) -> ModelConfig:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """What the harness needs to know before a weight is loaded.
+    """What the harness needs to know before a weight is loaded; the headers of the checkpoint are checked.
 
     Returns:
         fingerprint (sha256 hex of config and weights), context_length (tokens), has_indexer, selectors that it can
         serve, model_type, topk (keys that the checkpoint was trained to read, or None).
+
+    Raises:
+        ModelError: as `load_model`, as far as headers tell.
     """
     folder = resolve(path)
     raw = read_raw_config(folder)
     config = read_config(raw, str(folder / "config.json"))
+    if (folder / "config.json").exists():
+        check_tensors(_empty(config), Weights(folder), str(folder))
     selectors: tuple[Selector, ...] = tuple(s for s in SELECTORS if s != "indexer" or config.indexer is not None)
     return {
         "fingerprint": fingerprint(folder),
@@ -132,12 +141,17 @@ def load_model(path: str, dtype: str = "auto", device: str = "cpu") -> Transform
     raw = read_raw_config(folder)
     config = read_config(raw, str(folder / "config.json"))
     kind = pick_dtype(raw, dtype)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = _empty(config)
     source = Weights(folder) if (folder / "config.json").exists() else StateDict(_read_gguf(folder, raw))
     load_weights(model, source, kind, str(folder))
     model.rope, model.index_rope = Transformer.tables(config)  # computed, not loaded: build them off the meta device
     return model.to(device).eval().requires_grad_(False)
+
+
+def _empty(config: ModelConfig) -> Transformer:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return Transformer(config)
 
 
 def pick_dtype(raw: dict[str, Any], dtype: str) -> torch.dtype:

@@ -10,13 +10,15 @@ from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
 from model.errors import ModelError
 from model.probe import Probe
-from model.request import Attention, IndexDtype, Request, Result, Usage
+from model.request import Attention, IndexDtype, ProbeResult, Request, Result, Usage
+from model.sampling import greedy
 from model.segment import Segment
 from model.sequence import Sequence
 from model.transformer import Transformer
 
 DECODE_ROWS = 8  # every decode step has this many rows: a row's bits do not depend on who shares the batch
 NUMERICS = "cpu-1"  # part of the journal key: raised when the same weights and request would give other bits
+FAILURES = (ModelError, RuntimeError, MemoryError)  # what one request may meet without ending the others
 
 
 class LocalEngine:
@@ -58,30 +60,39 @@ class LocalEngine:
         self._prefix: tuple[str, tuple[int, ...], Cache] | None = None
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Answer requests; up to DECODE_ROWS are decoded together, further ones are pulled as rows come free."""
+        """Answer requests; up to DECODE_ROWS are decoded together, further ones are pulled as rows come free.
+
+        A request that cannot be served is a result with an error, and the others go on.
+        """
         waiting = iter(requests)
         active: list[Sequence] = []
-        with torch.inference_mode():
-            while True:
-                while len(active) < DECODE_ROWS and (request := next(waiting, None)) is not None:
-                    try:
-                        sequence = self._start(request)
-                        if request.continuation is not None:
-                            yield self._score(sequence)
-                            continue
-                        self._take(sequence, self._prefill(sequence, len(request.token_ids)))
-                    except (ModelError, RuntimeError) as error:
-                        yield _failure(request, error)
-                        continue
-                    active.append(sequence)
-                if not active:
-                    return
-                done = [s for s in active if s.finish_reason is not None]
-                active = [s for s in active if s.finish_reason is None]
-                for sequence in done:
-                    yield self._finish(sequence)
-                if active and not done:
-                    self._decode(active)
+        while True:
+            while len(active) < DECODE_ROWS and (request := next(waiting, None)) is not None:
+                begun = self._begin(request)
+                if isinstance(begun, Result):
+                    yield begun
+                else:
+                    active.append(begun)
+            if not active:
+                return
+            done = [s for s in active if s.finish_reason is not None]
+            active = [s for s in active if s.finish_reason is None]
+            for sequence in done:
+                yield self._finish(sequence)
+            if active and not done:
+                self._decode(active)
+
+    @torch.inference_mode()
+    def _begin(self, request: Request) -> Sequence | Result:
+        """The prompt's pass: a sequence with its first token, or the result where there is nothing to decode."""
+        try:
+            sequence = self._start(request)
+            if request.continuation is not None:
+                return self._score(sequence)
+            sequence.take(sequence.sampler.next(self._prefill(sequence, len(request.token_ids))))
+        except FAILURES as error:
+            return _failure(request, error)
+        return sequence
 
     def _start(self, request: Request) -> Sequence:
         attention = self.attentions.get(request.variant)
@@ -91,15 +102,26 @@ class LocalEngine:
             )
         if not request.token_ids:
             raise ModelError(f"request {request.id}: the prompt has no tokens")
-        total = len(request.token_ids) + (len(request.continuation or ()) or request.max_tokens)
-        if total > self.model.config.max_positions:
+        if request.continuation is not None and not request.continuation:
+            raise ModelError(f"request {request.id}: the continuation to score has no tokens")
+        if request.continuation is None and request.max_tokens < 1:
+            raise ModelError(f"request {request.id}: max_tokens: expected at least 1, got {request.max_tokens}")
+        config = self.model.config
+        ids = (*request.token_ids, *(request.continuation or ()))
+        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise ModelError(
+                f"request {request.id}: expected token ids below {config.vocab_size}, got {min(ids)} to {max(ids)}; "
+                "is the tokenizer of the same model?"
+            )
+        total = len(ids) if request.continuation is not None else len(ids) + request.max_tokens
+        if total > config.max_positions:
             raise ModelError(
                 f"request {request.id}: prompt and answer need {total} tokens, the model takes "
-                f"{self.model.config.max_positions}; shorten the prompt or lower max_tokens"
+                f"{config.max_positions}; shorten the prompt or lower max_tokens"
             )
         probe = Probe(request.probes, attention, len(request.token_ids)) if request.probes is not None else None
         cache = Cache(
-            self.model.config,
+            config,
             total,
             dtype=self.dtype,
             index_dtype=self._index_dtype(request, attention),
@@ -154,8 +176,26 @@ class LocalEngine:
         logits: torch.Tensor = self.model(torch.tensor(ids), [segment], rows)
         return logits
 
+    @torch.inference_mode()
     def _decode(self, active: list[Sequence]) -> None:
-        """One token for every active sequence, in a step of DECODE_ROWS rows."""
+        """One token for every active sequence; if the step fails, each goes alone and only the guilty one fails."""
+        try:
+            logits = self._decode_step(active)
+        except FAILURES as error:
+            if len(active) == 1:
+                active[0].fail(error)
+            else:
+                for sequence in active:
+                    self._decode([sequence])
+            return
+        for row, sequence in enumerate(active):
+            try:
+                sequence.take(sequence.sampler.next(logits[row]))
+            except FAILURES as error:
+                sequence.fail(error)
+
+    def _decode_step(self, active: list[Sequence]) -> torch.Tensor:
+        """Logits [DECODE_ROWS, v] behind the newest tokens; a step that failed can be run again."""
         ids = torch.zeros(DECODE_ROWS, dtype=torch.long)
         segments = []
         for row, sequence in enumerate(active):
@@ -164,38 +204,32 @@ class LocalEngine:
                 Segment(
                     cache=sequence.cache,
                     attention=sequence.attention,
-                    start=sequence.cache.length,
+                    start=len(sequence.request.token_ids) + len(sequence.generated) - 1,
                     length=1,
                     rows=slice(row, row + 1),
                     decode=True,
                 )
             )
-        logits = self.model(ids, segments, torch.arange(DECODE_ROWS))
-        for row, sequence in enumerate(active):
-            self._take(sequence, logits[row])
-
-    def _take(self, sequence: Sequence, logits: torch.Tensor) -> None:
-        sequence.take(sequence.sampler.next(logits))
+        logits: torch.Tensor = self.model(ids, segments, torch.arange(DECODE_ROWS))
+        return logits
 
     def _score(self, sequence: Sequence) -> Result:
         """Log-likelihood of a continuation: one pass over prompt and continuation, logits of its predecessors."""
         request = sequence.request
         continuation = request.continuation or ()
-        if not continuation:
-            raise ModelError(f"request {request.id}: the continuation to score has no tokens")
         first = len(request.token_ids) - 1
         ids = (*request.token_ids, *continuation)[:-1]
         self._share_prefix(sequence)
         logprobs: list[float] = []
-        greedy = True
+        is_greedy = True
         for start in range(sequence.cache.length, len(ids), PREFILL_CHUNK):
             end = min(start + PREFILL_CHUNK, len(ids))
-            rows = torch.arange(max(first, start) - start, end - start)
+            rows = torch.arange(min(max(first, start), end) - start, end - start)  # none before the prompt's end
             logits = self._step(sequence, ids[start:end], start, rows if len(rows) else None)
-            for row, scores in zip(rows.tolist(), logits.log_softmax(-1), strict=True):
+            for row, scores in zip(rows.tolist(), logits, strict=True):
                 target = continuation[start + row - first]
-                logprobs.append(float(scores[target]))
-                greedy = greedy and int(scores.argmax()) == target
+                is_greedy = greedy(scores) == target and is_greedy
+                logprobs.append(float(scores.log_softmax(-1)[target]))
         self._prefix = (request.variant, request.token_ids[: first // PREFILL_CHUNK * PREFILL_CHUNK], sequence.cache)
         return Result(
             id=request.id,
@@ -206,25 +240,30 @@ class LocalEngine:
                 prompt_tokens=len(request.token_ids), completion_tokens=0, cached_tokens=sequence.cached_tokens
             ),
             logprobs=tuple(logprobs),
-            is_greedy=greedy,
-            probes=sequence.probe.result(len(ids)) if sequence.probe is not None else None,
+            is_greedy=is_greedy,
+            probes=self._probe_answer(sequence, continuation),
             seconds=time.perf_counter() - sequence.began,
         )
 
+    def _probe_answer(self, sequence: Sequence, answer: tuple[int, ...]) -> ProbeResult | None:
+        """What the probe measured; the queries that gave the answer run once more through the same attention."""
+        if sequence.probe is None:
+            return None
+        sequence.probe.phase = "answer"
+        prompt = sequence.request.token_ids
+        ids = (prompt[-1], *answer[:-1])
+        for top in range(0, len(ids), PREFILL_CHUNK):
+            self._step(sequence, ids[top : top + PREFILL_CHUNK], len(prompt) - 1 + top, None)
+        return sequence.probe.result(len(prompt) + len(answer) - 1)
+
+    @torch.inference_mode()
     def _finish(self, sequence: Sequence) -> Result:
-        """The result; with probes, the answer's queries run once more, teacher-forced, through the same attention."""
         request = sequence.request
-        probes = None
-        num_tokens = sequence.cache.length
+        if sequence.error is not None:
+            return _failure(request, sequence.error)
         try:
-            if sequence.probe is not None:
-                sequence.probe.phase = "answer"
-                first = len(request.token_ids) - 1
-                ids = (request.token_ids[-1], *sequence.generated[:-1])
-                for top in range(0, len(ids), PREFILL_CHUNK):
-                    self._step(sequence, ids[top : top + PREFILL_CHUNK], first + top, None)
-                probes = sequence.probe.result(num_tokens)
-        except (ModelError, RuntimeError) as error:
+            probes = self._probe_answer(sequence, tuple(sequence.generated))
+        except FAILURES as error:
             return _failure(request, error)
         return Result(
             id=request.id,

@@ -42,40 +42,35 @@ def place(config: ModelConfig, name: str) -> tuple[str, Region] | None:
     return ours, ()
 
 
-def load_weights(model: Transformer, source: Weights | StateDict, dtype: torch.dtype, origin: str) -> None:
-    """Fill a model built on the meta device; `origin` names the checkpoint in errors.
-
-    FP8 weights are multiplied by their block scales in float32, then cast. Router bias and index weights stay float32.
+def check_tensors(model: Transformer, source: Weights | StateDict, origin: str) -> dict[str, tuple[str, Region]]:
+    """Where every tensor that is used goes, found from names, shapes and kinds alone: no weight is read.
 
     Raises:
-        ModelError: a tensor is missing, unexpected or of another shape; all of them are counted, the first is named.
+        ModelError: a tensor is missing, unexpected or of another shape, or an FP8 weight has no block scales that cover
+            it; missing and unexpected ones are counted, the first is named.
     """
-    config = model.config
-    wanted = dict(model.state_dict(keep_vars=True))
-    if config.tied_embeddings:
-        wanted.pop("lm_head.weight", None)
+    wanted = _wanted(model)
     filled: dict[str, int] = dict.fromkeys(wanted, 0)
-    tensors: dict[str, torch.Tensor] = {}
+    places: dict[str, tuple[str, Region]] = {}
     unexpected: list[str] = []
     names = set(source)
     for name in sorted(names):
         if name.endswith(SCALE) and name.removesuffix(SCALE) in names:
             continue
-        target = place(config, name)
+        target = place(model.config, name)
         if target is None:
             continue
         ours, region = target
         if ours not in wanted:
             unexpected.append(name)
             continue
-        if ours not in tensors:
-            kind = torch.float32 if ours.endswith(FLOAT32) else dtype
-            tensors[ours] = torch.empty(wanted[ours].shape, dtype=kind)
-        hole = tensors[ours][region] if region else tensors[ours]
+        hole = wanted[ours][region] if region else wanted[ours]
         if source.shape(name) != tuple(hole.shape):
             raise ModelError(f"{origin}: {name}: expected shape {list(hole.shape)}, got {list(source.shape(name))}")
-        hole.copy_(_read(source, name, names, origin))
+        if source.is_float8(name):
+            _check_scales(source, name, names, origin)
         filled[ours] += hole.numel()
+        places[name] = target
     missing = [name for name, count in filled.items() if count < wanted[name].numel()]
     if missing or unexpected:
         parts = []
@@ -84,20 +79,50 @@ def load_weights(model: Transformer, source: Weights | StateDict, dtype: torch.d
         if unexpected:
             parts.append(f"{len(unexpected)} tensors are unexpected, first {unexpected[0]}")
         raise ModelError(f"{origin}: {'; '.join(parts)}; is config.json of the same checkpoint?")
+    return places
+
+
+def load_weights(model: Transformer, source: Weights | StateDict, dtype: torch.dtype, origin: str) -> None:
+    """Fill a model built on the meta device; `origin` names the checkpoint in errors.
+
+    FP8 weights are multiplied by their block scales in float32, then cast. Router bias and index weights stay float32.
+
+    Raises:
+        ModelError: as `check_tensors`.
+    """
+    wanted = _wanted(model)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (ours, region) in check_tensors(model, source, origin).items():
+        if ours not in tensors:
+            kind = torch.float32 if ours.endswith(FLOAT32) else dtype
+            tensors[ours] = torch.empty(wanted[ours].shape, dtype=kind)
+        hole = tensors[ours][region] if region else tensors[ours]
+        hole.copy_(_read(source, name))
     model.load_state_dict(tensors, strict=False, assign=True)
-    if config.tied_embeddings:
+    if model.config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
 
 
-def _read(source: Weights | StateDict, name: str, names: set[str], origin: str) -> torch.Tensor:
-    tensor = source.read(name)
-    if tensor.dtype != torch.float8_e4m3fn:
-        return tensor
+def _wanted(model: Transformer) -> dict[str, torch.Tensor]:
+    wanted = dict(model.state_dict(keep_vars=True))
+    if model.config.tied_embeddings:
+        wanted.pop("lm_head.weight", None)
+    return wanted
+
+
+def _check_scales(source: Weights | StateDict, name: str, names: set[str], origin: str) -> None:
     if name + SCALE not in names:
         raise ModelError(
             f"{origin}: {name} is float8 but {name + SCALE} is missing; its {GROUP} x {GROUP} scales are needed"
         )
-    try:
-        return dequantize_blocks(tensor, source.read(name + SCALE))
-    except ValueError as error:
-        raise ModelError(f"{origin}: {name + SCALE}: {error}") from None
+    expected = [-(-size // GROUP) for size in source.shape(name)]
+    if list(source.shape(name + SCALE)) != expected:
+        raise ModelError(
+            f"{origin}: {name + SCALE}: expected scales {expected} for weight {list(source.shape(name))}, "
+            f"got {list(source.shape(name + SCALE))}"
+        )
+
+
+def _read(source: Weights | StateDict, name: str) -> torch.Tensor:
+    tensor = source.read(name)
+    return dequantize_blocks(tensor, source.read(name + SCALE)) if source.is_float8(name) else tensor

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from kernels.attention_mass import attention_probabilities
+from kernels.attention_mass import attention_scores
 from kernels.index_scores import index_scores
 from kernels.topk import topk_mask
 from model.errors import ModelError
@@ -61,19 +61,20 @@ class Probe:
         positions = rows + segment.start
         queries = layer.absorb(q[rows])
         keys = layer.layout.keys(kv)
-        for tile, probabilities in attention_probabilities(queries, keys, layer.config.softmax_scale, positions):
-            self._tile(layer, kv, segment, rows[tile], positions[tile], probabilities)
+        for tile, scores in attention_scores(queries, keys, layer.config.softmax_scale, positions):
+            self._tile(layer, kv, segment, rows[tile], positions[tile], scores)
 
     def _tile(
         self, layer: "MLA", kv: torch.Tensor, segment: Segment, rows: torch.Tensor, positions: torch.Tensor,
-        probabilities: torch.Tensor,
+        logits: torch.Tensor,
     ) -> None:  # fmt: skip
+        probabilities = logits.softmax(-1)  # [r, h, t]
         mass = probabilities.mean(1)  # [r, t]
         visible = positions + 1
         values = layer.layout.values(kv).float()  # [t, g, c]
         dense = _read(layer, probabilities, values)  # [r, h, v]
         dense_norm = dense.flatten(1).norm(dim=1)
-        needle = self._needle_tokens(kv.shape[0])
+        needle = sorted({p for start, end in self.spec.needles for p in range(start, end)})
         cached: dict[Selector, torch.Tensor] = {"oracle": mass}
         for k in self.spec.ks:
             oracle = topk_mask(mass, k, visible)
@@ -82,8 +83,9 @@ class Probe:
                 choice = Attention(topk=k, selector=selector, seed=self.attention.seed)
                 scores = _scores(cached, segment, rows)
                 chosen = oracle if selector == "oracle" else select(choice, layer.layer, positions, kv.shape[0], scores)
-                kept = probabilities * chosen[:, None]
-                sparse = _read(layer, kept / kept.sum(-1, keepdim=True), values)
+                # a softmax of its own: a head may have left the selected keys no mass that float32 can hold
+                kept = logits.masked_fill(~chosen[:, None], float("-inf")).softmax(-1)
+                sparse = _read(layer, kept, values)
                 self._extend(
                     position=positions.tolist(),
                     phase=[self.phase] * len(rows),
@@ -95,13 +97,8 @@ class Probe:
                     oracle_mass=oracle_mass.tolist(),
                     topk_recall=((chosen & oracle).sum(1) / oracle.sum(1)).tolist(),
                     output_error=((dense - sparse).flatten(1).norm(dim=1) / dense_norm).tolist(),
-                    needle_coverage=[None] * len(rows) if needle is None else _coverage(chosen, needle, positions),
+                    needle_coverage=_coverage(chosen, needle, positions),
                 )
-
-    def _needle_tokens(self, num_keys: int) -> torch.Tensor | None:
-        """Positions of all needle tokens that are in the cache so far."""
-        tokens = [p for start, end in self.spec.needles for p in range(start, end)]
-        return torch.tensor(sorted(p for p in tokens if p < num_keys), dtype=torch.long) if tokens else None
 
     def _extend(self, **columns: list[Any]) -> None:
         for name, values in columns.items():
@@ -145,13 +142,12 @@ def _read(layer: "MLA", probabilities: torch.Tensor, values: torch.Tensor) -> to
     g = values.shape[1]
     grouped = probabilities.unflatten(1, (g, h // g)).permute(1, 0, 2, 3).reshape(g, -1, t)
     out = torch.bmm(grouped, values.transpose(0, 1)).view(g, r, h // g, -1).permute(1, 0, 2, 3).flatten(1, 2)
-    return layer.up_project(out.to(layer.o_proj.weight.dtype)).float()
+    return layer.up_project(out)
 
 
-def _coverage(chosen: torch.Tensor, needle: torch.Tensor, positions: torch.Tensor) -> list[float | None]:
+def _coverage(chosen: torch.Tensor, needle: list[int], positions: torch.Tensor) -> list[float | None]:
     """Share of the needle's tokens that each query selected; None for a query that does not see the whole needle."""
-    if not len(needle):
+    if not needle or needle[-1] >= chosen.shape[1]:
         return [None] * len(positions)
     share = chosen[:, needle].float().mean(1).tolist()
-    last = int(needle[-1])
-    return [value if position >= last else None for value, position in zip(share, positions.tolist(), strict=True)]
+    return [value if p >= needle[-1] else None for value, p in zip(share, positions.tolist(), strict=True)]

@@ -5,7 +5,16 @@ import random
 
 import torch
 
+from model.errors import ModelError
 from model.request import Sampling
+
+
+def greedy(logits: torch.Tensor) -> int:
+    """Logits [v] -> the id of the largest, the smallest id of equal ones. Raises ModelError if it is not finite."""
+    largest = logits.max()  # NaN if there is any
+    if not bool(largest.isfinite()):
+        raise ModelError(f"the model's largest logit is {float(largest)}; its weights or its dtype cannot be served")
+    return int(torch.nonzero(logits == largest)[0])
 
 
 class Sampler:
@@ -17,9 +26,10 @@ class Sampler:
         self.random = random.Random(int.from_bytes(digest[:8], "big"))
 
     def next(self, logits: torch.Tensor) -> int:
-        """Logits [v] float32 -> token id; the smallest id of equal logits when greedy."""
+        """Logits [v] float32 -> token id. Raises ModelError as `greedy` does."""
+        best = greedy(logits)
         if self.sampling.temperature == 0:
-            return int(torch.nonzero(logits == logits.max())[0])
+            return best
         scaled, ids = (logits.double() / self.sampling.temperature).sort(descending=True, stable=True)
         if self.sampling.top_k is not None:
             scaled, ids = scaled[: self.sampling.top_k], ids[: self.sampling.top_k]

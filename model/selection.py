@@ -21,7 +21,7 @@ def recency_mask(k: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor
 def random_scores(seed: int, layer: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor:
     """A fair score for each (query, key), a function of seed, layer and positions alone, [s, num_keys].
 
-    24 random bits are exact in float32. Mixing: the finaliser of MurmurHash3 (public domain), in int64 arithmetic.
+    24 random bits are exact in float32. Two xor-shift-multiply rounds, in int64 arithmetic.
     """
     rows = positions[:, None].long()
     cols = torch.arange(num_keys, device=positions.device)[None, :]

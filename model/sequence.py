@@ -23,6 +23,7 @@ class Sequence:
         self.sampler = Sampler(request.sampling, request.seed)
         self.generated: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
         self.cached_tokens = 0
         self.began = time.perf_counter()
         self._answer_start = None if request.thinking and encoding.think_end_id is not None else 0
@@ -38,6 +39,11 @@ class Sequence:
             self.finish_reason = "stop"
         if self.finish_reason is None and len(self.generated) >= self.request.max_tokens:
             self.finish_reason = "length"
+
+    def fail(self, error: Exception) -> None:
+        """End without an answer."""
+        self.finish_reason = "error"
+        self.error = error
 
     def _stopped(self) -> bool:
         if not self.request.stop or self._answer_start is None:

@@ -43,9 +43,9 @@ class Weights:
 
     def _read_index(self, index: Path) -> None:
         try:
-            table = json.loads(index.read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ModelError(f"{index}: expected JSON with a weight_map; got {error!r}") from None
+            table = dict(json.loads(index.read_text())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{index}: expected JSON with a weight_map ({error!r}); download it again") from None
         for shard in sorted(set(table.values())):
             path = self.folder / shard
             if not path.exists():
@@ -74,13 +74,16 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open(self.shard_of[name]).get_slice(name).get_shape())
 
+    def is_float8(self, name: str) -> bool:
+        return str(self._open(self.shard_of[name]).get_slice(name).get_dtype()) == "F8_E4M3"
+
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._open(self.shard_of[name]).get_tensor(name)
         return tensor
 
 
 class StateDict:
-    """The same three questions asked of tensors in memory (a GGUF file that transformers has dequantised)."""
+    """The same questions asked of tensors in memory (a GGUF file that transformers has dequantised)."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -90,6 +93,9 @@ class StateDict:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
+
+    def is_float8(self, name: str) -> bool:
+        return self.tensors[name].dtype == torch.float8_e4m3fn
 
     def read(self, name: str) -> torch.Tensor:
         return self.tensors[name]

@@ -2,12 +2,19 @@
 
 import os
 import random
+import tempfile
 import zlib
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# metrics loaded by path are copied into a module cache: one of our own, or a run beside this one could change it
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="dsa-eval-modules-")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-readme", action="store_true", help="run the README's commands in full, not on two samples")
 
 
 @pytest.fixture(autouse=True)

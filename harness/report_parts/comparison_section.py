@@ -80,6 +80,7 @@ def _view(row: Row, results: Row, comparison: Row, axis: "_Axis") -> dict[str, A
         "tost_p": numbers.probability(row["tost_p"]),
         "margin": numbers.percent(row["margin"]),
         "verdict": row["verdict"],
+        "weights_differ": bool(row.get("weights_differ")),
         "sentence": row["sentence"],
         "sign": sign,
         "tone": mood,

@@ -176,24 +176,47 @@ def _kept_apart(run: RunData) -> list[dict[str, Any]]:
     return rows
 
 
-def _links(comparison: Row | None) -> list[dict[str, Any]]:
-    rows = comparison.get("recall_link", []) if comparison else []
-    views = []
-    for row in rows:
-        value = numbers.finite(row["point_biserial"])
-        views.append(
+def _links(comparison: Row | None) -> dict[str, Any]:
+    """One block per variant and task: selector and k down, measure and queries across.
+
+    undefined: blocks without any number, where all answers were right or all were wrong.
+    """
+    by_block: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in comparison.get("recall_link", []) if comparison else []:
+        by_block[row["variant"], row["task"]].append(row)
+    blocks, undefined = [], []
+    for (variant, task), rows in by_block.items():
+        if all(numbers.finite(row["point_biserial"]) is None for row in rows):
+            undefined.append(f"{variant} on {task}")
+            continue
+        columns = list(dict.fromkeys((row.get("measure", "mass"), row.get("phase", "all")) for row in rows))
+        cells = {(row["selector"], row["k"], row.get("measure", "mass"), row.get("phase", "all")): row for row in rows}
+        lines = sorted({(row["selector"], row["k"]) for row in rows}, key=lambda line: (_series(line[0]), line[1]))
+        blocks.append(
             {
-                "variant": row["variant"],
-                "task": row["task"],
-                "measure": str(row.get("measure", "mass")).replace("_", " "),
-                "phase": row.get("phase", numbers.NOT_MEASURED),
-                "selector": row["selector"],
-                "k": numbers.count(row["k"]),
-                "correlation": numbers.NOT_MEASURED if value is None else f"{value:+.2f}".replace("-", numbers.MINUS),
-                "n": numbers.count(row["n"]),
+                "variant": variant,
+                "task": task,
+                "columns": [f"{str(measure).replace('_', ' ')}, {phase}" for measure, phase in columns],
+                "rows": [
+                    {
+                        "selector": selector,
+                        "series": _series(selector),
+                        "k": numbers.count(k),
+                        "cells": [_correlation(cells.get((selector, k, *column))) for column in columns],
+                    }
+                    for selector, k in lines
+                ],
             }
         )
-    return views
+    return {"blocks": blocks, "undefined": undefined}
+
+
+def _correlation(row: Row | None) -> dict[str, str]:
+    value = numbers.finite(row["point_biserial"]) if row else None
+    return {
+        "text": numbers.NOT_MEASURED if value is None else f"{value:+.2f}".replace("-", numbers.MINUS),
+        "n": numbers.count(row["n"]) if row else numbers.NOT_MEASURED,
+    }
 
 
 def _series(selector: str) -> int:

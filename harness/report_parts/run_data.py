@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.manifest import check_manifest
 
 SCHEMA = 1
 SampleKey = tuple[str, str, int]  # task, doc_id, repeat
@@ -57,11 +58,11 @@ def read_run(folder: Path) -> RunData:
     A journal line that was cut in half or belongs to older settings is passed over, as scoring does.
     Raises HarnessError if results or manifest are missing, unreadable or of another schema version.
     """
-    results = _read_object(folder / "results.json", "make it with `dsa-eval rescore`")
-    manifest = _read_object(folder / "manifest.json", "is this a run folder?")
+    manifest = check_manifest(folder)
+    results = _read_object(folder / "results.json", f"make it with `dsa-eval rescore {folder}`")
     comparison = None
     if (folder / "comparison.json").exists():
-        comparison = _read_object(folder / "comparison.json", "make it with `dsa-eval compare`")
+        comparison = _read_object(folder / "comparison.json", f"make it with `dsa-eval rescore {folder}`")
     for name, content in (("results.json", results), ("comparison.json", comparison)):
         if content is not None and content.get("schema") != SCHEMA:
             raise HarnessError(

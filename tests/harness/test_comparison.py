@@ -273,8 +273,20 @@ def test_disagreements_list_every_sample_on_which_scores_differ():
     scores = [*both([1, 0, 1], [1, 1, 1]), score("recency", 2, 0), score("recency", 1, 0, error="boom")]
     found = compared(scores, variants=("sparse", "recency", "dense"))
     assert found["disagreements"] == [
-        {"task": "niah", "doc_id": "1", "repeat": 0, "scores": {"sparse": 0.0, "dense": 1.0}},
-        {"task": "niah", "doc_id": "2", "repeat": 0, "scores": {"sparse": 1.0, "recency": 0.0, "dense": 1.0}},
+        {
+            "task": "niah",
+            "doc_id": "1",
+            "repeat": 0,
+            "scores": {"sparse": 0.0, "dense": 1.0},
+            "answers": {"sparse": "x", "dense": "x"},
+        },
+        {
+            "task": "niah",
+            "doc_id": "2",
+            "repeat": 0,
+            "scores": {"sparse": 1.0, "recency": 0.0, "dense": 1.0},
+            "answers": {"sparse": "x", "recency": "x", "dense": "x"},
+        },
     ]
 
 

@@ -164,7 +164,7 @@ def test_a_name_that_leaves_the_folder_is_refused(run_folder: Path, tmp_path: Pa
 
 def test_an_unfinished_run_is_refused_with_what_to_do(run_folder: Path, tmp_path: Path) -> None:
     (run_folder / "results.json").unlink()
-    with pytest.raises(HarnessError, match=r"results\.json: no such file; make it with `dsa-eval rescore`"):
+    with pytest.raises(HarnessError, match=r"results\.json: no such file; make it with `dsa-eval rescore "):
         publish(run_folder, tmp_path / "results")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.attention_mass import attention_mass, attention_mass_reference, attention_probabilities
+from kernels.attention_mass import attention_mass, attention_mass_reference, attention_scores
 from kernels.dense_mla import dense_mla, dense_mla_reference
 from kernels.layout import KvLayout
 from kernels.sparse_mla import sparse_mla, sparse_mla_reference
@@ -68,12 +68,12 @@ def test_attention_mass_matches_the_reference_and_sums_to_one(queries, keys, hea
     torch.testing.assert_close(mass.sum(1), torch.ones(queries), **CLOSE)
 
 
-def test_attention_probabilities_do_not_depend_on_the_tile(monkeypatch):
+def test_attention_scores_do_not_depend_on_the_tile(monkeypatch):
     q, k = torch.randn(9, 4, 16), torch.randn(30, 2, 16)
     positions = torch.tensor([0, 3, 4, 8, 11, 12, 20, 25, 29])
-    whole = torch.cat([p for _, p in attention_probabilities(q, k, 0.5, positions)])
+    whole = torch.cat([scores for _, scores in attention_scores(q, k, 0.5, positions)])
     monkeypatch.setattr("kernels.attention_mass.TILE_BYTES", 1)
-    rows = torch.cat([p for _, p in attention_probabilities(q, k, 0.5, positions)])
+    rows = torch.cat([scores for _, scores in attention_scores(q, k, 0.5, positions)])
     torch.testing.assert_close(rows, whole, **CLOSE)
 
 

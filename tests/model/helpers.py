@@ -77,6 +77,25 @@ def dsa_folder(kind: str = "deepseek", **changes: Any) -> Path:
     return folder
 
 
+@functools.cache
+def llama_folder(**changes: Any) -> Path:
+    """A random Llama checkpoint with three heads a group, in transformers' format."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=320, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=4096, **changes,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(0, 0.3)
+    folder = Path(tempfile.mkdtemp(dir=_scratch().name))
+    model.save_pretrained(folder)
+    return folder
+
+
 def frozen(mapping: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """A dict as a hashable argument of `dsa_folder`."""
     return tuple(mapping.items())

@@ -1,0 +1,84 @@
+"""The README's tables from results/: `python -m tests.readme_blocks` writes them, test_readme.py compares them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "results" / "quickstart"
+BENCH = ROOT / "results" / "bench" / "model.json"
+
+
+def read_block(text: str, name: str) -> str:
+    """What stands between the marks of a table."""
+    return _split(text, name)[1].strip()
+
+
+def with_block(text: str, name: str, block: str) -> str:
+    """The text with another table between its marks."""
+    before, _, after = _split(text, name)
+    return f"{before}\n{block}\n\n{after}"
+
+
+def quickstart_block() -> str:
+    """Verdicts and scores, word by word as they were published."""
+    published = (QUICKSTART / "README.md").read_text(encoding="utf-8")
+    return f"{_section(published, 'Verdicts')}\n\n{_section(published, 'Scores')}"
+
+
+def bench_block() -> str:
+    """The benchmark's medians as a table, the ratio being transformers' time over ours."""
+    measured = json.loads(BENCH.read_text(encoding="utf-8"))
+    peers = {row["context"]: row for row in measured["rows"] if row["side"] == "transformers"}
+    lines = [
+        "| Context | Side | Prefill, tokens/s | Ratio | Decode, tokens/s | Ratio | Peak, MiB |",
+        "|---:|:---|---:|---:|---:|---:|---:|",
+    ]
+    lines += ["| " + " | ".join(_bench_cells(row, peers[row["context"]])) + " |" for row in measured["rows"]]
+    size = f"{measured['parameters'] / 1e6:.1f} M parameters"
+    return "\n".join([*lines, "", f"{size}, one thread, medians of {measured['rounds']}, {measured['device']}."])
+
+
+def _bench_cells(row: dict[str, Any], peer: dict[str, Any]) -> list[str]:
+    if row["failure"]:
+        return [f"{row['context']:,}", row["side"], f"did not finish: {row['failure']}", *["–"] * 4]  # noqa: RUF001
+    prefill, decode = row["context"] / row["prefill_seconds"], row["decode_tokens_per_second"]
+    ratios = ["–", "–"]  # noqa: RUF001
+    if not peer["failure"]:
+        ratios = [
+            f"{peer['prefill_seconds'] / row['prefill_seconds']:.2f}",
+            f"{decode / peer['decode_tokens_per_second']:.2f}",
+        ]
+    peak = f"{row['peak_bytes'] / 2**20:,.0f}"
+    return [f"{row['context']:,}", row["side"], f"{prefill:,.0f}", ratios[0], f"{decode:.1f}", ratios[1], peak]
+
+
+def _section(text: str, title: str) -> str:
+    """The text under a second-level heading, up to the next heading."""
+    found = re.search(rf"^## {title}\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"{QUICKSTART / 'README.md'} has no section {title}"
+    return found[1].strip()
+
+
+def _split(text: str, name: str) -> tuple[str, str, str]:
+    """Up to the opening mark and with it, the table, from the closing mark on."""
+    found = re.fullmatch(rf"(.*<!-- {name} -->\n)(.*?)(<!-- end -->.*)", text, re.DOTALL)
+    assert found, f"expected the marks <!-- {name} --> and <!-- end -->"
+    return found[1], found[2], found[3]
+
+
+def write() -> None:
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    for name, source, make in (
+        ("quickstart table", QUICKSTART, quickstart_block),
+        ("bench table", BENCH, bench_block),
+    ):
+        if source.exists():
+            text = with_block(text, name, make())
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

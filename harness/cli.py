@@ -192,7 +192,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's latest checkpoint.")] = False,
 ) -> None:
-    """Train a model, or the indexer of one; under torchrun on several GPUs."""
+    """Train a model, or the indexer of one."""
     from harness.train import train as train_config
 
     train_config(config, out=out, resume=resume)

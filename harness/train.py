@@ -81,7 +81,7 @@ def _tokenizer(config: TrainConfig) -> Path:
 
 def _vocab_size(tokenizer: dict[str, Any]) -> int:
     ids = [token["id"] for token in tokenizer.get("added_tokens", [])]
-    return max([*tokenizer["model"]["vocab"].values(), *ids]) + 1
+    return int(max([*tokenizer["model"]["vocab"].values(), *ids])) + 1
 
 
 def _num_workers() -> int:

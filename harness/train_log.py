@@ -64,7 +64,7 @@ def sentence(event: TrainingEvent) -> str:
     values = event.values
     where = f"{event.stage} {event.step}" + ("" if event.steps is None else f"/{event.steps}")
     if event.kind == "stage":
-        return f"{event.stage}: {values['stage_kind']} stage" + (f", {event.steps} steps" if event.steps else "")
+        return f"{event.stage}: {values['trains']} stage" + (f", {event.steps} steps" if event.steps else "")
     if event.kind == "checkpoint":
         return f"{where}: checkpoint {values['folder']}"
     if event.kind == "evaluation":

@@ -57,6 +57,10 @@ class Transformer(nn.Module):
             index = Rope(RopeConfig(dim=config.indexer.rope_dim, theta=config.rope.theta))
         return Rope(config.rope), index
 
+    def blocks(self) -> list[Layer]:
+        """The layers in order, with their own type."""
+        return list(self.layers)  # type: ignore[arg-type]
+
     def forward(self, token_ids: torch.Tensor, segments: Sequence[Segment], rows: torch.Tensor | None) -> torch.Tensor:
         """Run one step and let every segment's cache grow.
 

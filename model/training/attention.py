@@ -25,8 +25,8 @@ def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 def select_ids(index_q: torch.Tensor, index_k: torch.Tensor, index_w: torch.Tensor, topk: int) -> torch.Tensor:
     """The `topk` best visible keys of every row, [b, l, topk] int32: index_q [b, l, h, d], index_k [b, l, d].
 
-    A row with fewer visible keys also names invisible ones, which `support_mask` drops. Of equal scores the smaller
-    index wins, as in the engine.
+    Equal scores go to the smaller index, as in `kernels.topk`. A row with fewer visible keys also names invisible
+    ones, which `support_mask` drops.
     """
     b, length = index_q.shape[:2]
     ids = torch.empty(b, length, topk, dtype=torch.int32, device=index_q.device)
@@ -37,9 +37,13 @@ def select_ids(index_q: torch.Tensor, index_k: torch.Tensor, index_w: torch.Tens
             continue
         scores = index_logits(index_q[:, rows], index_k[:, : rows.stop], index_w[:, rows])
         scores.masked_fill_(cols[None, : rows.stop] > cols[rows, None], float("-inf"))
-        # equal scores: the smaller index, as the engine chooses
-        best = (scores + 0.0).sort(dim=-1, descending=True, stable=True).indices[..., :topk]
-        ids[:, rows] = best.to(torch.int32)
+        best, chosen = scores.topk(topk, -1, sorted=False)
+        last = best.amin(-1, keepdim=True)
+        # torch.topk takes any of several equal scores at the border: those rows, rarely one, are sorted
+        tied = ((scores == last).sum(-1) > (best == last).sum(-1)) & (last.squeeze(-1) > float("-inf"))
+        if bool(tied.any()):
+            chosen[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :topk]
+        ids[:, rows] = chosen.to(torch.int32)
     return ids
 
 

@@ -23,21 +23,20 @@ def new_model(raw: Mapping[str, Any], seed: int) -> Transformer:
     if config.indexer is None:
         raise ModelError("model.new: expected index_n_heads, index_head_dim and index_topk: a new model has an indexer")
     model = Transformer(config)
-    initialise(model, torch.Generator().manual_seed(seed))
+    initialise(model, torch.Generator().manual_seed(seed), config.num_layers)
     return model
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, generator: torch.Generator, num_layers: int | None = None) -> None:
+def initialise(model: nn.Module, generator: torch.Generator, num_layers: int) -> None:
     """Normal weights by fan in; what writes to the residual is divided by sqrt(2 layers); norms 1, biases 0."""
-    layers = num_layers if num_layers is not None else int(model.config.num_layers)
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
         std = INIT * parameter.shape[-1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
-            std /= math.sqrt(2 * layers)
+            std /= math.sqrt(2 * num_layers)
         elif name.endswith("gate.weight"):
             std = 0.02
         elif name == "embed_tokens.weight":
@@ -65,7 +64,7 @@ def start_from(path: str, indexer: Mapping[str, Any] | None, seed: int) -> tuple
     bare = load_model(path, "float32")
     model = Transformer(read_config(raw, "model.indexer"))
     generator = torch.Generator().manual_seed(seed)
-    for layer in model.layers:
+    for layer in model.blocks():
         if layer.self_attn.indexer is not None:
             initialise(layer.self_attn.indexer, generator, num_layers=1)
     missing = model.load_state_dict(bare.state_dict(), strict=False).missing_keys

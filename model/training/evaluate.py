@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kernels.indexer_kl import head_mean_probabilities, index_logits, support_mask
 from model.training.batch import Batch, HeldOut
@@ -55,7 +56,7 @@ class Recall:
         return mass, best
 
 
-def answer_rows(batch: Batch, topk: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def answer_rows(batch: Batch, topk: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Positions [b, r] of queries that predict an answer token and see more than 2 k keys, and which are real."""
     b = len(batch.token_ids)
     rows, counts = np.zeros((b, MAX_ROWS), dtype=np.int64), np.zeros((b, MAX_ROWS), dtype=bool)

@@ -44,6 +44,8 @@ class Feed:
     def _read(self) -> None:
         rest_weight, kl_rows, seed, step = self._options
         try:
+            if self._world.device.type == "cuda":
+                torch.cuda.set_device(self._world.device)  # of this thread: pinning would wake GPU 0 otherwise
             for batch in self._batches:
                 if self._closed.is_set() or not self._put(self._prepare(batch, rest_weight, kl_rows, seed, step)):
                     return

@@ -155,12 +155,11 @@ class TrainingForward:
         with torch.autocast(token_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             with torch.set_grad_enabled(main):
                 x = self.model.embed_tokens(token_ids.flatten()).float()
-            for i, layer in enumerate(self.model.layers):
+            for i, layer in enumerate(self.model.blocks()):
                 with torch.set_grad_enabled(main):
                     inputs, latent, q, k, v = self.before(layer, x, cos, sin)
                 q, k, v = (each.unflatten(0, (b, length)) for each in (q, k, v))
-                indexer = layer.self_attn.indexer
-                if indexed and indexer is not None:
+                if indexed and layer.self_attn.indexer is not None:
                     with torch.autocast(token_ids.device.type, enabled=False):
                         view = self._view(layer.self_attn, inputs, latent, q, k, index_tables, scale)
                         if sparse:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from model.errors import ModelError
+from model.layers import MoE
 from model.training.batch import Batches, HeldOut
 from model.training.checkpoint import Folder, Progress, latest, resume, save
 from model.training.config import StageConfig, TrainingConfig
@@ -78,6 +79,8 @@ class Training:
             ModelError: a step cannot fit memory (before the first), or a loss is no number (the checkpoints stay).
         """
         num_bytes = DTYPES[self.config.precision].itemsize
+        if self.world.device.type == "cuda" and self.config.precision == "bfloat16":
+            torch.set_float32_matmul_precision("high")  # router and indexer: TF32 is still finer than bfloat16
         free = free_bytes(self.world.device)
         for stage in self.config.stages[self.progress.stage :]:
             check_memory(self.model, stage, self.config.batch_tokens // self.world.size, num_bytes, free)
@@ -92,7 +95,7 @@ class Training:
         steps = stage.num_steps(config.batch_tokens)
         for forward in (self.forward, self.checking):
             forward.plain_rope = stage.plain_rope
-        yield self._event("stage", stage, {"stage_kind": stage.kind, "topk": stage.topk})
+        yield self._event("stage", stage, {"trains": stage.kind, "topk": stage.topk})
         stream = self.corpus.stream(stage.name, progress.step)
         feed = Feed(
             stream, self.world, rest_weight=config.rest_weight, kl_rows=config.kl_rows, seed=config.seed,
@@ -164,7 +167,7 @@ class Training:
             is_answer = step.is_answer.roll(-1, 1).flatten() & counted
             answer = _mean(losses.each, is_answer)
             rest = _mean(losses.each, counted & ~is_answer)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.world.add([p.grad for p in self.parameters.all.values() if p.grad is not None])
         norms = self.optimizer.step(stage, number, share)
         if not warmup and output.loads:
@@ -182,8 +185,11 @@ class Training:
         assert stage.main is not None, "the model is trained"
         rate = self.config.optimizer.bias_rate * min(1.0, stage.main.at(step, share) / self.peak)
         self.world.add(list(loads.values()))
+        blocks = self.model.blocks()
         for layer, load in loads.items():
-            balance(self.model.layers[layer].mlp.gate, load, rate)
+            mixture = blocks[layer].mlp
+            assert isinstance(mixture, MoE), "only mixtures count a load"
+            balance(mixture.gate, load, rate)
 
     def _flush(self, stage: StageConfig, interval: _Interval) -> TrainingEvent:
         """One log event of an interval. Raises ModelError naming the first step and layer that is no number."""

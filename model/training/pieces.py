@@ -45,9 +45,9 @@ class PieceEncoder:
             raise ValueError(
                 f"{tokenizer_json}: expected a tokenizer trained by this project: its text is not split by {PATTERN!r}"
             )
-        specials = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-        self._special_ids = {text: int(tokenizer.token_to_id(text)) for text in specials}
-        self._specials = re.compile("(" + "|".join(map(re.escape, sorted(specials, key=len, reverse=True))) + ")")
+        self._special_ids = {token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items()}
+        longest_first = sorted(self._special_ids, key=len, reverse=True)
+        self._specials = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._find = re.compile(PATTERN).findall
         self._pieces = _Pieces(tokenizer)
         self._whole: dict[str, Ids] = {}

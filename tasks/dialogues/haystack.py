@@ -25,7 +25,7 @@ def fill(kind: HaystackKind, rng: random.Random, room: int, sources: Sources) ->
 
 def take(pieces: Iterator[str], room: int, sources: Sources) -> list[str]:
     """Sentences from an endless source while they fit."""
-    taken = []
+    taken: list[str] = []
     for piece in pieces:
         room -= sources.count(" " + piece)
         if room < 0:

@@ -112,7 +112,7 @@ def _distinct(num: int, draw: Callable[[], str]) -> list[str]:
 
 def _lines(shape: NeedleShape, rng: random.Random, room: int, sources: Sources, taken: set[str]) -> list[str]:
     """Distractor needles, one a line, that repeat no key and no value."""
-    lines = []
+    lines: list[str] = []
     while True:
         key, value = _draw(shape.key, rng, sources), _draw(shape.value, rng, sources)
         if key in taken or value in taken:

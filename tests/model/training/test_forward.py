@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 import model.training.attention
 from kernels.grouped_gemm import expert_mlp
+from kernels.index_scores import index_scores
+from kernels.topk import topk_mask
 from model.checkpoint import load_model
 from model.request import Attention
 from model.training.attention import select_ids, selected_attention
@@ -88,6 +90,15 @@ def test_selected_attention_has_the_gradients_of_masked_softmax(monkeypatch, chu
     theirs = torch.autograd.grad(expected, (q, k, v), upstream)
     for mine, their in zip(torch.autograd.grad(actual, (q, k, v), upstream), theirs, strict=True):
         torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_scores_select_the_smaller_index():
+    q, k, w = torch.randn(1, 40, 1, 4), torch.randn(1, 40, 4), torch.ones(1, 40, 1)  # half of the scores are 0.0
+    ids = select_ids(q, k, w, 25)
+    scores = index_scores(q[0], k[0], w[0], 0)
+    assert bool((scores == 0).sum(1).max() > 5)
+    mine = torch.zeros(40, 40, dtype=torch.bool).scatter_(-1, ids[0].long(), True).tril()
+    assert torch.equal(mine, topk_mask(scores, 25, torch.arange(40) + 1))
 
 
 def test_the_wide_mixture_equals_the_grouped_products():

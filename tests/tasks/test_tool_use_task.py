@@ -1,7 +1,6 @@
 """The task as the harness meets it: loading, prompts, options, errors; made-up items in a temporary folder."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +225,9 @@ def test_broken_files_are_named_with_their_line(data: Path, lines: list[str], me
     assert "\n" not in str(caught.value)
 
 
-def test_metric_is_loadable_by_path_and_gives_reasons(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluate = pytest.importorskip("evaluate")
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", os.fspath(tmp_path / "modules"))
+def test_metric_is_loadable_by_path_and_gives_reasons(data: Path, tmp_path: Path) -> None:
+    import evaluate
+
     metric = evaluate.load(str(REPOSITORY / "tasks" / "metrics" / "tool_calls.py"), cache_dir=str(tmp_path / "cache"))
     doc = _docs(data, "prompting")["simple_python"]
     texts = [functions.doc_to_target(doc), "[tea.brew(leaf='Assam', heat='hot')]", "No."]

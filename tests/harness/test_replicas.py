@@ -34,6 +34,7 @@ class SlowEngine:
             time.sleep(self.seconds)
             with open(self.folder / "answered", "a") as file:
                 file.write(f"{request.id} {os.getpid()}\n")
+            self.wait_for_the_third_process()
             match self.behaviour.get(request.id):
                 case "die":
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -51,6 +52,15 @@ class SlowEngine:
                     continue
             usage = Usage(prompt_tokens=1, completion_tokens=1)
             yield Result(id=request.id, token_ids=(1,), text=request.id, finish_reason="stop", usage=usage)
+
+    def processes(self) -> set[str]:
+        return {line.split()[1] for line in (self.folder / "answered").read_text().splitlines()}
+
+    def wait_for_the_third_process(self) -> None:
+        # Else the one that is left may finish everything before its new neighbour has started.
+        deadline = time.monotonic() + 60
+        while (self.folder / "hold").exists() and len(self.processes()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def broken_engine(error: Exception) -> SlowEngine:
@@ -187,18 +197,19 @@ def test_results_arrive_one_by_one_and_not_by_batch(runtime: Runtime, tmp_path: 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(runtime: Runtime, tmp_path: Path) -> None:
     said: list[str] = []
-    pool = Pool(runtime, make(tmp_path, 0.02), num_replicas=2, notify=said.append)
+    engine = make(tmp_path, 0.02)
+    pool = Pool(runtime, engine, num_replicas=2, notify=said.append)
     keys: list[str] = []
     victim = None
     for finished in pool.run(items(80)):
         keys.append(finished.item.key)
         if len(keys) == 20:
             victim = int((tmp_path / "answered").read_text().splitlines()[-1].split()[1])
+            (tmp_path / "hold").touch()
             os.kill(victim, signal.SIGKILL)
     assert sorted(keys) == sorted(f"k{n}" for n in range(80))
     assert len(said) == 1 and f"replica lost on {platform.node()}, process {victim}; its" in said[0]
-    processes = {line.split()[1] for line in (tmp_path / "answered").read_text().splitlines()}
-    assert len(processes) == 3
+    assert len(engine().processes()) == 3
 
 
 def test_a_sample_that_kills_every_replica_becomes_an_error_and_its_neighbours_do_not(

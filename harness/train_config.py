@@ -118,6 +118,8 @@ class TrainConfig(_Strict):
     compiled: bool = False
     rest_weight: Annotated[float, Field(ge=0)] = 0.2
     kl_rows: Positive = 256
+    residual_limit: Annotated[float, Field(gt=0)] | None = None
+    residual_weight: Annotated[float, Field(ge=0)] = 0.1
     log_every: Positive = 50
     checkpoint_every: Positive | None = None
     evaluation: Evaluation | None = None
@@ -142,6 +144,8 @@ class TrainConfig(_Strict):
             precision=self.precision,
             rest_weight=self.rest_weight,
             kl_rows=self.kl_rows,
+            residual_limit=self.residual_limit,
+            residual_weight=self.residual_weight,
             log_every=self.log_every,
             eval_every=self.evaluation.every if self.evaluation else None,
             checkpoint_every=self.checkpoint_every,

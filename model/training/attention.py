@@ -39,30 +39,39 @@ def select_ids(index_q: torch.Tensor, index_k: torch.Tensor, index_w: torch.Tens
         scores.masked_fill_(cols[None, : rows.stop] > cols[rows, None], float("-inf"))
         best, chosen = scores.topk(topk, -1, sorted=False)
         last = best.amin(-1, keepdim=True)
-        # torch.topk takes any of several equal scores at the border: those rows, rarely one, are sorted
+        # torch.topk takes any of several equal scores at the border
         tied = ((scores == last).sum(-1) > (best == last).sum(-1)) & (last.squeeze(-1) > float("-inf"))
         if bool(tied.any()):
-            chosen[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :topk]
+            chosen[tied] = _smaller_index_first(scores[tied], last[tied], topk)
         ids[:, rows] = chosen.to(torch.int32)
     return ids
 
 
-def _mask(ids: torch.Tensor, rows: slice) -> torch.Tensor:
-    """Selected and visible keys of a chunk of rows, [b, 1, r, rows.stop] bool."""
+def _smaller_index_first(scores: torch.Tensor, last: torch.Tensor, topk: int) -> torch.Tensor:
+    """All keys above the k-th score `last` [n, 1], then the first of those equal to it: scores [n, t] -> [n, topk]."""
+    above, equal = scores > last, scores == last
+    left = topk - above.sum(-1, keepdim=True)
+    taken = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= left))
+    return taken.nonzero()[:, 1].view(-1, topk)
+
+
+def _bias(ids: torch.Tensor, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+    """0 for selected and visible keys of a chunk of rows, -inf for others: [b, 1, r, rows.stop], one for all heads."""
     cols = torch.arange(rows.stop, device=ids.device)
-    visible = cols <= cols[rows, None]
+    hidden = cols > cols[rows, None]
     if rows.stop <= ids.shape[-1]:
-        return visible[None, None].expand(ids.shape[0], 1, -1, -1)
-    chosen = torch.zeros(ids.shape[0], *visible.shape, dtype=torch.bool, device=ids.device)
-    return chosen.scatter_(-1, ids[:, rows].long(), True).logical_and_(visible)[:, None]
+        bias = torch.zeros(ids.shape[0], *hidden.shape, dtype=dtype, device=ids.device)
+    else:
+        bias = torch.full((ids.shape[0], *hidden.shape), float("-inf"), dtype=dtype, device=ids.device)
+        bias.scatter_(-1, ids[:, rows].long(), 0.0)
+    return bias.masked_fill_(hidden, float("-inf"))[:, None]
 
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, rows: slice, scale: float
 ) -> torch.Tensor:
     """One chunk: its queries, all keys and values up to its end."""
-    mask = _mask(ids, rows).expand(-1, q.shape[1], -1, -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_bias(ids, rows, q.dtype), scale=scale)
 
 
 class _SelectedAttention(torch.autograd.Function):

@@ -107,6 +107,7 @@ class TrainingConfig:
 
     batch_tokens: tokens of a step over all GPUs, a multiple of every length. rest_weight: of the loss on tokens that
     are no answers. kl_rows: rows of each sequence in the indexer's loss, half answers, half uniform.
+    residual_limit: |residual| beyond which residual_weight x its squared excess joins the loss; None never.
     log_every, eval_every, checkpoint_every: in steps of a stage; eval and checkpoint also happen at its end.
     """
 
@@ -116,6 +117,8 @@ class TrainingConfig:
     precision: Precision = "float32"
     rest_weight: float = 0.2
     kl_rows: int = 256
+    residual_limit: float | None = None
+    residual_weight: float = 0.1
     log_every: int = 50
     eval_every: int | None = None
     checkpoint_every: int | None = None

@@ -1,6 +1,7 @@
 """The training forward pass: whole batches through the very modules that are evaluated, without a cache."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,12 +38,14 @@ class IndexView:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """hidden: normalised states [b * l, hidden]. kl: one scalar a layer with an indexer, or empty. loads: rows of each
-    expert, one [e] a mixture layer. residuals: largest |x| behind each layer, [layers]."""
+    expert, one [e] a mixture layer. residuals: largest |x| behind each layer, [layers]. excess: how far they are
+    beyond the limit, a scalar with gradient (see `residual_excess`)."""
 
     hidden: torch.Tensor
     kl: dict[int, torch.Tensor]
     loads: dict[int, torch.Tensor]
     residuals: torch.Tensor
+    excess: torch.Tensor
 
 
 def before_attention(layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -60,10 +63,20 @@ def before_attention(layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torc
     return inputs, latent, q, k, v
 
 
+def residual_excess(x: torch.Tensor, limit: float) -> torch.Tensor:
+    """Mean over rows of sum_j max(|x_j| / limit - 1, 0)^2: x [n, hidden] -> scalar.
+
+    Norms hide the residual's size from the loss, so it grows until bfloat16 rounds coarsely; weight decay alone
+    does not hold it.
+    """
+    return ((x.abs() / limit - 1.0).clamp_min(0.0)).square().sum() / x.shape[0]
+
+
 def after_attention(
-    layer: Layer, x: torch.Tensor, out: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Residual [n, hidden] and head outputs [n, h, v] -> (residual, expert loads [e] or [0], largest |residual|)."""
+    layer: Layer, x: torch.Tensor, out: torch.Tensor, limit: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Residual [n, hidden] and head outputs [n, h, v] -> (residual, expert loads [e] or [0], largest |residual|,
+    residual's excess over the limit)."""
     x = x + layer.self_attn.o_proj(out.flatten(1))
     inputs = layer.post_attention_layernorm(x)
     load = x.new_zeros(0)
@@ -72,7 +85,7 @@ def after_attention(
     else:
         y = layer.mlp(inputs)
     x = x + y
-    return x, load, x.detach().abs().amax()
+    return x, load, x.detach().abs().amax(), residual_excess(x, limit)
 
 
 class TrainingForward:
@@ -80,6 +93,7 @@ class TrainingForward:
 
     dtype: of the matrix products (autocast); parameters, residual, norms, router, indexer and losses are float32.
     plain_rope: leave YaRN out, for stages shorter than the original length.
+    residual_limit: |x| beyond which `Output.excess` counts.
     """
 
     def __init__(
@@ -89,8 +103,10 @@ class TrainingForward:
         dtype: torch.dtype = torch.float32,
         compiled: bool = False,
         plain_rope: bool = False,
+        residual_limit: float = math.inf,
     ) -> None:
         self.model = model
+        self.residual_limit = residual_limit
         self.dtype = dtype
         self.before: Callable[..., Any] = before_attention
         self.after: Callable[..., Any] = after_attention
@@ -150,6 +166,7 @@ class TrainingForward:
         kl: dict[int, torch.Tensor] = {}
         loads: dict[int, torch.Tensor] = {}
         residuals: list[torch.Tensor] = []
+        excess: list[torch.Tensor] = []
         ids: torch.Tensor | None = None
         main = torch.is_grad_enabled() and not frozen
         with torch.autocast(token_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -170,13 +187,17 @@ class TrainingForward:
                             seen(i, view)
                 with torch.set_grad_enabled(main):
                     out = self._attend(q, k, v, ids if sparse else None, scale)
-                    x, load, largest = self.after(layer, x, out[..., : self._config.v_dim].flatten(0, 1).contiguous())
+                    heads = out[..., : self._config.v_dim].flatten(0, 1).contiguous()
+                    x, load, largest, beyond = self.after(layer, x, heads, self.residual_limit)
                 residuals.append(largest)
+                excess.append(beyond)
                 if load.numel():
                     loads[i] = load
             with torch.set_grad_enabled(main):
                 hidden = self.model.norm(x)
-        return Output(hidden=hidden, kl=kl, loads=loads, residuals=torch.stack(residuals))
+        return Output(
+            hidden=hidden, kl=kl, loads=loads, residuals=torch.stack(residuals), excess=torch.stack(excess).sum()
+        )
 
     @staticmethod
     def _attend(

@@ -60,7 +60,9 @@ class Training:
         self.optimizer = Optimizer(self.parameters, config.optimizer)
         self.progress = Progress()
         dtype = DTYPES[config.precision]
-        self.forward = TrainingForward(model, dtype=dtype, compiled=config.compiled and world.device.type == "cuda")
+        compiled = config.compiled and world.device.type == "cuda"
+        limit = config.residual_limit or math.inf
+        self.forward = TrainingForward(model, dtype=dtype, compiled=compiled, residual_limit=limit)
         self.checking = TrainingForward(model, dtype=dtype)
         self.peak = max((stage.main.peak for stage in config.stages if stage.main is not None), default=1.0)
         self._layers: list[int] = []
@@ -143,6 +145,7 @@ class Training:
         return share
 
     def _train(self, stage: StageConfig, step: Step, share: float, interval: _Interval) -> None:
+        config = self.config
         warmup = stage.kind == "warmup"
         number = self.progress.step
         output = self.forward(
@@ -162,7 +165,8 @@ class Training:
             losses = cross_entropy(
                 output.hidden, self.model.lm_head.weight, targets.flatten(), weights.flatten(), self.forward.dtype
             )
-            loss = loss + losses.loss
+            # a mean over each rank's rows, like the KL
+            loss = loss + losses.loss + config.residual_weight * output.excess / self.world.size
             counted = (weights > 0).flatten()
             is_answer = step.is_answer.roll(-1, 1).flatten() & counted
             answer = _mean(losses.each, is_answer)

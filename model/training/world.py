@@ -32,19 +32,19 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def add(self, tensors: list[torch.Tensor]) -> None:
-        """Sum tensors over all ranks in place, in one message per dtype."""
+        """Sum tensors over all ranks in place, in one float32 message."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([t.flatten().float() for t in tensors])
         dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        parts = flat.split([t.numel() for t in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(t) for t, part in zip(tensors, parts, strict=True)])
 
     def agree(self, value: float) -> float:
         """Rank 0's value on every rank."""
         if self.size == 1:
             return value
-        box = torch.tensor([value], dtype=torch.float64, device=self.device)
+        box = torch.tensor([value], dtype=torch.float64)  # on the CPU: a GPU would have to finish its work first
         dist.broadcast(box, 0)
         return float(box)
 
@@ -61,5 +61,5 @@ def join_world() -> World:
     if gpu:
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     return World(rank=rank, size=size, device=device)

@@ -106,7 +106,7 @@ def _choice(rng: random.Random, length: int, sources: Sources) -> Dialogue:
 def _many_tools(rng: random.Random, length: int, sources: Sources) -> Dialogue:
     """As many functions as fit, some fewer, with several requests."""
     most = max(1, min(MAX_FUNCTIONS, (length - TOOLS_TEXT_TOKENS) // (FUNCTION_TOKENS + 20)))
-    return tool_dialogue(rng.randint((most + 1) // 2, most), max(1, min(6, most // 3)), rng, sources)
+    return tool_dialogue(rng.randint((most + 1) // 2, most), max(1, min(10, most // 3)), rng, sources)
 
 
 def _sums(rng: random.Random, length: int, sources: Sources) -> Dialogue:
@@ -148,14 +148,14 @@ def _short_tracking(rng: random.Random, length: int, sources: Sources) -> Dialog
 
 # share, and the smallest room that it is tried in
 _LONG: dict[Draw, tuple[float, int]] = {
-    _one_of_many: (0.22, 0),
-    _all_lines: (0.12, 0),
-    _many_values: (0.14, 0),
+    _one_of_many: (0.17, 0),
+    _all_lines: (0.11, 0),
+    _many_values: (0.18, 0),
     _many_keys: (0.07, 0),
-    _tracking: (0.14, 0),
-    _choice: (0.18, 0),
-    _many_tools: (0.08, 800),
-    text_dialogue: (0.05, 0),
+    _tracking: (0.12, 0),
+    _choice: (0.17, 0),
+    _many_tools: (0.14, 800),
+    text_dialogue: (0.04, 0),
 }
 _SHORT: dict[Draw, tuple[float, int]] = {
     _sums: (0.30, 0),

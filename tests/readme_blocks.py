@@ -62,7 +62,8 @@ def training_block() -> str:
     events = [json.loads(line) for line in (TINY / "training.jsonl").read_text(encoding="utf-8").splitlines()]
     names = " | ".join(SHOWN_TASKS)
     lines = [
-        f"| Stage | Step | Tokens, M | Seconds | Answer loss | Rest loss | Indexer KL | Largest residual | Mode | {names} |",
+        "| Stage | Step | Tokens, M | Seconds | Answer loss | Rest loss | Indexer KL | Largest residual | Mode | "
+        f"{names} |",
         "|:---|---:|---:|---:|---:|---:|---:|---:|:---|" + "---:|" * len(SHOWN_TASKS),
     ]
     last: dict[str, Any] = {}

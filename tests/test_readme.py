@@ -25,7 +25,7 @@ from tests.readme_blocks import ROOT
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-NEEDS_WEIGHTS = ("dsa-eval run", "dsa-eval compare", "dsa-eval publish", "dsa-eval convert")
+NEEDS_WEIGHTS = ("dsa-eval convert",)
 SLOW = ("dsa-eval bench", "dsa-eval convert")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -97,6 +97,8 @@ class Training:
         steps = stage.num_steps(config.batch_tokens)
         for forward in (self.forward, self.checking):
             forward.plain_rope = stage.plain_rope
+        if self.world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.world.device)
         yield self._event("stage", stage, {"trains": stage.kind, "topk": stage.topk})
         stream = self.corpus.stream(stage.name, progress.step)
         feed = Feed(

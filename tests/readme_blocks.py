@@ -10,6 +10,7 @@ QUICKSTART = ROOT / "results" / "quickstart"
 BENCH = ROOT / "results" / "bench" / "model.json"
 CARD = ROOT / "model" / "bundled" / "dsa-tiny" / "README.md"
 TINY = ROOT / "results" / "dsa-tiny"
+TRAINING = ROOT / "results" / "training" / "dsa-tiny.jsonl"
 SHOWN_TASKS = ("multikey_4", "multivalue_4", "tracking_4", "choice", "tools")  # of the training's own evaluations
 
 
@@ -59,7 +60,7 @@ def _bench_cells(row: dict[str, Any], peer: dict[str, Any]) -> list[str]:
 
 def training_block() -> str:
     """The training's course: where each evaluation stood, losses of the steps before it, accuracy at 4,096 tokens."""
-    events = [json.loads(line) for line in (TINY / "training.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = [json.loads(line) for line in TRAINING.read_text(encoding="utf-8").splitlines()]
     names = " | ".join(SHOWN_TASKS)
     lines = [
         "| Stage | Step | Tokens, M | Seconds | Answer loss | Rest loss | Indexer KL | Largest residual | Mode | "
@@ -104,7 +105,7 @@ def _split(text: str, name: str) -> tuple[str, str, str]:
 BLOCKS = (
     (ROOT / "README.md", "quickstart table", QUICKSTART, quickstart_block),
     (ROOT / "README.md", "bench table", BENCH, bench_block),
-    (CARD, "training table", TINY / "training.jsonl", training_block),
+    (CARD, "training table", TRAINING, training_block),
     (CARD, "results table", TINY / "README.md", tiny_block),
 )
 

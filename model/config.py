@@ -109,6 +109,15 @@ def read_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     raise ModelError(f"{source}: expected model_type one of {known}; got {kind!r}")
 
 
+def converted_config(raw: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    """config.json of the written folder; dtype None keeps the source's."""
+    config = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "auto_map")}
+    config["dtype"] = dtype or str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+    if raw["model_type"] in GQA_TYPES:
+        config |= {"source_model_type": raw["model_type"], "model_type": "mla_gqa", "architectures": ["Transformer"]}
+    return config
+
+
 def _read_dsa(raw: Mapping[str, Any], kind: Literal["deepseek_v32", "glm_moe_dsa"]) -> ModelConfig:
     layers = raw["num_hidden_layers"]
     return ModelConfig(

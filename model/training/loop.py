@@ -74,22 +74,30 @@ class Training:
             raise ModelError(f"{self.out}: no checkpoint to resume from; start without --resume")
         self.progress = resume(found, self.model, self.optimizer)
 
+    def check(self) -> None:
+        """Raise ModelError if a step of a stage that is left cannot fit memory."""
+        num_bytes = DTYPES[self.config.precision].itemsize
+        free = free_bytes(self.world.device)
+        for stage in self.config.stages[self.progress.stage :]:
+            check_memory(self.model, stage, self.config.batch_tokens // self.world.size, num_bytes, free)
+
     def run(self) -> Iterator[TrainingEvent]:
         """Train; yields events (every rank does, rank 0's are worth logging). The last checkpoint is also `out`/model.
+
+        After warm-up alone, an indexer that was added here is `out`/indexer as well.
 
         Raises:
             ModelError: a step cannot fit memory (before the first), or a loss is no number (the checkpoints stay).
         """
-        num_bytes = DTYPES[self.config.precision].itemsize
+        self.check()
         if self.world.device.type == "cuda" and self.config.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # router and indexer: TF32 is still finer than bfloat16
-        free = free_bytes(self.world.device)
-        for stage in self.config.stages[self.progress.stage :]:
-            check_memory(self.model, stage, self.config.batch_tokens // self.world.size, num_bytes, free)
         while self.progress.stage < len(self.config.stages):
             yield from self._stage(self.config.stages[self.progress.stage])
         if self.world.leads:
             save(self.folder, self.model, None, self.progress, self.out / "model")
+            if all(stage.kind == "warmup" for stage in self.config.stages):  # the main model is what it was
+                self.folder.write_indexer(self.model, self.out / "indexer")
         self.world.wait()
 
     def _stage(self, stage: StageConfig) -> Iterator[TrainingEvent]:

@@ -38,7 +38,7 @@ class LocalEngine:
         device: str = "cpu",
         indexer: str | None = None,
     ) -> None:
-        """Load weights and tokenizer; indexer: as `load_model` takes it. Raises ModelError as it and `load_encoding` do."""
+        """Load weights (indexer: see `load_model`) and tokenizer. Raises ModelError as they do."""
         if device == "cpu":
             torch.set_num_threads(1)
         model = load_model(path, dtype, device, indexer)

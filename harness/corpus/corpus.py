@@ -32,7 +32,7 @@ class Corpus:
             raise HarnessError(f"tokenizer: {tokenizer} does not exist; expected a tokenizer.json or a model's folder")
         self._arguments = (config, tokenizer, seed)
         self._num_workers = num_workers
-        self._own: BatchMaker | None = None
+        self._maker = BatchMaker(*self._arguments)
 
     def stream(self, stage: str, first_step: int = 0) -> Iterator[Batch]:
         """Batches of a stage from one step on, without end. Close the generator to stop its workers."""
@@ -43,12 +43,6 @@ class Corpus:
         """Evaluation rows of all tasks (or the named ones) at all lengths; sums and other fixed ones at each too."""
         names = self._maker.held_out_tasks() if tasks is None else tasks
         return [self._maker.held_out(task, length, num_rows) for length in lengths for task in names]
-
-    @property
-    def _maker(self) -> BatchMaker:
-        if self._own is None:
-            self._own = BatchMaker(*self._arguments)
-        return self._own
 
     def _made_here(self, stage: str, step: int) -> Iterator[Batch]:
         while True:

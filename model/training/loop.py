@@ -75,10 +75,15 @@ class Training:
         self.progress = resume(found, self.model, self.optimizer)
 
     def check(self) -> None:
-        """Raise ModelError if a step of a stage that is left cannot fit memory."""
+        """Raise ModelError if a step of a stage that is left cannot fit the model's positions, or memory."""
         num_bytes = DTYPES[self.config.precision].itemsize
         free = free_bytes(self.world.device)
+        most = self.model.config.max_positions
         for stage in self.config.stages[self.progress.stage :]:
+            if stage.max_length > most:
+                raise ModelError(
+                    f"stages.{stage.name}.lengths: {stage.max_length} is beyond the model's {most} positions"
+                )
             check_memory(self.model, stage, self.config.batch_tokens // self.world.size, num_bytes, free)
 
     def run(self) -> Iterator[TrainingEvent]:
@@ -206,9 +211,10 @@ class Training:
     def _flush(self, stage: StageConfig, interval: _Interval) -> TrainingEvent:
         """One log event of an interval. Raises ModelError naming the first step and layer that is no number."""
         rows, residuals = torch.stack(interval.rows).tolist(), torch.stack(interval.residuals).tolist()
-        for i, (row, layers) in enumerate(zip(rows, residuals, strict=True)):
+        kl = torch.stack(interval.kl).tolist() if interval.kl else [[]] * len(rows)
+        for i, (row, layers, losses) in enumerate(zip(rows, residuals, kl, strict=True)):
             if not math.isfinite(row[0]):
-                self._stop(stage, self.progress.step - len(rows) + i + 1, layers)
+                self._stop(stage, self.progress.step - len(rows) + i + 1, layers, losses)
         names = ("loss", "loss_answer", "loss_rest", "loss_indexer", "norm_main", "norm_indexer")
         values: dict[str, Any] = {}
         for i, name in enumerate(names):
@@ -226,9 +232,12 @@ class Training:
             values["peak_bytes"] = torch.cuda.max_memory_allocated(self.world.device)
         return self._event("step", stage, values)
 
-    def _stop(self, stage: StageConfig, step: int, residuals: list[float]) -> None:
+    def _stop(self, stage: StageConfig, step: int, residuals: list[float], kl: list[float]) -> None:
         bad = [layer for layer, value in enumerate(residuals) if not math.isfinite(value)]
         where = f"layer {bad[0]} is the first whose output is no number" if bad else "every layer's output is a number"
+        lost = [layer for layer, value in zip(self._layers, kl, strict=False) if not math.isfinite(value)]
+        if lost and not bad:
+            where = f"layer {lost[0]} is the first whose indexer's loss is no number"
         kept = latest(self.out)
         left = f"the last good checkpoint is {kept}" if kept is not None else "there is no checkpoint yet"
         raise ModelError(f"stages.{stage.name}: the loss of step {step} is no number; {where}; {left}")

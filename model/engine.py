@@ -37,12 +37,14 @@ class LocalEngine:
         dtype: str = "auto",
         chat_template: bool | None = None,
         device: str = "cpu",
+        indexer: str | None = None,
     ) -> None:
-        """Load weights and tokenizer. Raises ModelError as `load_model` and `load_encoding` do."""
+        """Load weights (indexer: see `load_model`) and tokenizer. Raises ModelError as they do."""
         if device == "cpu":
             torch.set_num_threads(1)
             keep_freed_memory()
-        self._serve(load_model(path, dtype, device), load_encoding(resolve(path), chat_template), attentions, device)
+        model = load_model(path, dtype, device, indexer)
+        self._serve(model, load_encoding(resolve(path), chat_template), attentions, device)
 
     @classmethod
     def of(cls, model: Transformer, encoding: ChatEncoding, attentions: Mapping[str, Attention]) -> "LocalEngine":

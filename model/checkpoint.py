@@ -211,5 +211,9 @@ def _read_gguf(folder: Path, raw: dict[str, Any]) -> dict[str, torch.Tensor]:
 
     if raw.get("model_type") not in GQA_TYPES:
         raise ModelError(f"{folder}: GGUF is read for {', '.join(GQA_TYPES)} models; got {raw.get('model_type')!r}")
-    donor = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file(folder).name, dtype=torch.float32)
+    file = gguf_file(folder)
+    try:
+        donor = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    except (ImportError, ValueError) as error:  # its packages are missing, or the file is broken
+        raise ModelError(f"{file}: its weights cannot be read: {str(error).strip().splitlines()[0]}") from error
     return dict(donor.state_dict())

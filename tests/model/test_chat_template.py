@@ -10,6 +10,8 @@ from tokenizers import pre_tokenizers
 
 from model.chat.encoding import ChatEncoding, ToolCall, load_encoding
 from model.chat.tokenizer import read_tokenizer
+from model.checkpoint import resolve
+from model.convert import write_tokenizer
 from model.errors import ModelError
 from tests.model.chat_tokenizers import ALPHABET, write_byte_tokenizer
 
@@ -68,6 +70,14 @@ def test_gguf_tokenizer_splits_digits_first_as_the_model_was_trained(smollm2):
     # the spaces before a digit stay together; GPT-2's rule would take the last one off
     pieces = [smollm2.decode([token]) for token in smollm2.encode("a  12\n\n1. b")]
     assert pieces == ["a", "  ", "1", "2", "\n\n", "1", ".", " b"]
+
+
+def test_a_tokenizer_written_from_gguf_keeps_its_split_rule(smollm2, tmp_path):
+    write_tokenizer(resolve("smollm2-135m-instruct"), tmp_path)
+    again = load_encoding(tmp_path)
+    for text in ("a  12\n\n1. b", "12345 and 678", smollm2.render([{"role": "user", "content": "3.14"}])):
+        assert again.encode(text) == smollm2.encode(text)
+    assert again.eos_ids == smollm2.eos_ids
 
 
 def test_reply_without_a_thinking_marker_has_no_reasoning_count(smollm2):

@@ -22,20 +22,20 @@ def empty(*shape, dtype=torch.bfloat16):
 @pytest.mark.skipif(
     not triton.__version__.startswith(sparse_mla_hopper.TESTED), reason="written for another release of Gluon"
 )
-@pytest.mark.parametrize("heads", [64, 128])
+@pytest.mark.parametrize("heads, queries, k", [(128, 256, 2048), (64, 1, 1)], ids=["wide", "least"])
 @pytest.mark.parametrize(
     "paged, split, ragged",
     [(False, False, False), (False, False, True), (False, True, False), (True, True, True)],
     ids=["prefill", "ragged", "decode", "dense"],
 )
-def test_it_builds_for_hopper_without_a_spill(monkeypatch, heads, paged, split, ragged):
+def test_it_builds_for_hopper_without_a_spill(monkeypatch, heads, queries, k, paged, split, ragged):
     kernel = Build(sparse_mla_hopper.latent_attention_hopper_kernel, GluonASTSource)
     monkeypatch.setattr(sparse_mla_hopper, "latent_attention_hopper_kernel", kernel)
     monkeypatch.setattr(sparse_mla_hopper, "merge_splits", lambda *_: None)
-    lengths = empty(256, dtype=torch.int32) if ragged else None
+    lengths = empty(queries, dtype=torch.int32) if ragged else None
     sparse_mla_hopper.latent_attention_hopper(
-        empty(256, heads, 576), empty(131072, 576), empty(256, 2048, dtype=torch.int32), lengths, V32, 0.1,
-        empty(256, heads, 512), empty(256, heads, dtype=torch.float32), paged=paged, split=split,
+        empty(queries, heads, 576), empty(131072, 576), empty(queries, k, dtype=torch.int32), lengths, V32, 0.1,
+        empty(queries, heads, 512), empty(queries, heads, dtype=torch.float32), paged=paged, split=split,
     )  # fmt: skip
     assert 0 < kernel.shared <= SHARED_LIMIT
     assert kernel.stack == 0

@@ -92,18 +92,18 @@ def test_interpreter_dense_decode_reads_ragged_pages(fp8):
     torch.testing.assert_close(actual, dense_decode_reference(q, cache, pages, lengths, SMALL, 0.2), **CLOSE)
 
 
-def build(monkeypatch, layout, heads, dtype, *, fp8, paged, split):
+def build(monkeypatch, layout, heads, dtype, *, fp8, paged, split, queries=256, k=2048):
     """Launch on tensors without storage and compile what would have run."""
-    q, kv = query(layout, 256, heads, dtype, "meta"), torch.empty(131072, layout.width, dtype=dtype, device="meta")
+    q, kv = query(layout, queries, heads, dtype, "meta"), torch.empty(131072, layout.width, dtype=dtype, device="meta")
     if fp8:
         kv = torch.empty(131072, row_bytes(layout), dtype=torch.uint8, device="meta")
-    ids = torch.empty(256, 2048, dtype=torch.int32, device="meta")
-    out = torch.empty(256, heads, layout.latent_dim // layout.groups, dtype=dtype, device="meta")
+    ids = torch.empty(queries, k, dtype=torch.int32, device="meta")
+    out = torch.empty(queries, heads, layout.latent_dim // layout.groups, dtype=dtype, device="meta")
     kernels = [Build(sparse_mla_triton.latent_attention_kernel), Build(sparse_mla_triton.merge_splits_kernel)]
     monkeypatch.setattr(sparse_mla_triton, "latent_attention_kernel", kernels[0])
     monkeypatch.setattr(sparse_mla_triton, "merge_splits_kernel", kernels[1])
-    lengths = torch.empty(256, dtype=torch.int32, device="meta") if paged else None
-    lse = torch.empty(256, heads, device="meta")
+    lengths = torch.empty(queries, dtype=torch.int32, device="meta") if paged else None
+    lse = torch.empty(queries, heads, device="meta")
     sparse_mla_triton.latent_attention(q, kv, ids, lengths, layout, 0.1, out, lse, paged=paged, split=split)
     return kernels
 
@@ -127,4 +127,12 @@ def test_full_width_builds_for_hopper_within_its_shared_memory(monkeypatch, fp8,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_small_widths_build_for_hopper(monkeypatch, layout, heads, dtype):
     attention, _ = build(monkeypatch, layout, heads, dtype, fp8=False, paged=False, split=True)
+    assert 0 < attention.shared <= SHARED_LIMIT
+
+
+@compiled
+@pytest.mark.parametrize("paged", [False, True], ids=["ids", "pages"])
+def test_sizes_of_one_build_too(monkeypatch, paged):
+    """Triton makes constants of integers that are 1."""
+    attention, _ = build(monkeypatch, SMALL, 1, torch.bfloat16, fp8=False, paged=paged, split=True, queries=1, k=1)
     assert 0 < attention.shared <= SHARED_LIMIT

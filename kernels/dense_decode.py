@@ -5,7 +5,7 @@ import torch
 from kernels.check import check_range, check_tensor
 from kernels.fp8_cache import PAGE, row_bytes, unpack_rows
 from kernels.layout import KvLayout
-from kernels.sparse_mla import DTYPES, Backend, choose_backend
+from kernels.sparse_mla import DTYPES, Backend, resolve_backend
 
 
 def dense_decode_reference(
@@ -79,8 +79,7 @@ def dense_decode(
     lse = torch.empty(b, h, dtype=torch.float32, device=q.device)
     if out.numel() == 0 or pages.shape[1] == 0 or kv.shape[0] == 0:
         return out.zero_(), lse.fill_(float("-inf"))
-    if backend == "auto":
-        backend = choose_backend(q, kv, layout)
+    backend = resolve_backend("dense_decode", backend, q, kv, layout)
     if backend == "torch":
         values, sums = dense_decode_reference(q, kv, pages, lengths, layout, scale)
         return values.to(q.dtype), sums

@@ -51,13 +51,14 @@ def dense_mla(
         ValueError: a shape, dtype, device or stride that does not fit.
     """
     _check(q, k, v, scale, start, mask)
-    if backend == "auto":
-        backend = "triton" if q.is_cuda and mask is not None else choose_prefill(q, k, v)
+    best: PrefillBackend = "triton" if q.is_cuda and mask is not None else choose_prefill(q, k, v)
+    backend = best if backend == "auto" else backend
+    if backend not in ("torch", best) and (backend == "cudnn" or not q.is_cuda):
+        known = " or ".join(sorted({best, "torch"}))
+        raise ValueError(f"dense_mla: expected backend {known} for these tensors on {q.device}, got {backend}")
     if backend == "torch":
         return _by_torch(q, k, v, scale, start, mask)
     if backend == "cudnn":
-        if mask is not None:
-            raise ValueError("dense_mla: expected backend triton or torch for a mask, got cudnn")
         return causal_by_cudnn(q, k, v, scale, start)[0]
     from kernels.masked_mha_triton import masked_mha
 

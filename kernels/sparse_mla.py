@@ -107,8 +107,7 @@ def _attend(
     lse = torch.empty(s, h, dtype=torch.float32, device=q.device)
     if out.numel() == 0 or ids.shape[1] == 0 or kv.shape[0] == 0:
         return out.zero_(), lse.fill_(float("-inf"))
-    if backend == "auto":
-        backend = choose_backend(q, kv, layout)
+    backend = resolve_backend("sparse_mla", backend, q, kv, layout)
     if backend == "torch":
         _gathered(q, kv, ids, lengths, layout, scale, out, lse if with_lse else None)
     elif backend == "hopper":
@@ -159,6 +158,25 @@ def choose_backend(q: torch.Tensor, kv: torch.Tensor, layout: KvLayout) -> Backe
     except ImportError:  # a Triton without Gluon
         return "triton"
     return "hopper" if fits(q, kv, layout) else "triton"
+
+
+def resolve_backend(where: str, backend: Backend, q: torch.Tensor, kv: torch.Tensor, layout: KvLayout) -> Backend:
+    """The backend asked for, or `choose_backend`'s for "auto".
+
+    Raises:
+        ValueError: it cannot take these tensors.
+    """
+    best = choose_backend(q, kv, layout)
+    if backend == "auto" or backend == "torch":
+        return best if backend == "auto" else backend
+    if not q.is_cuda:
+        raise ValueError(f"{where}: expected q on a GPU for backend {backend}, got {q.device}")
+    if backend == "hopper" and best != "hopper":
+        raise ValueError(
+            f"{where}: expected for backend hopper an H100 or H200, bfloat16 q and kv, latent 512, rope 64 "
+            f"and heads in multiples of 64, got q {list(q.shape)} {q.dtype}, kv {kv.dtype}, {layout}"
+        )
+    return backend
 
 
 def _gathered(

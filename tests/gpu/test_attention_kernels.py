@@ -12,6 +12,7 @@ from kernels.dense_prefill import choose_prefill
 from kernels.fp8_cache import pack_rows, unpack_rows
 from kernels.layout import KvLayout
 from kernels.masked_mha_triton import masked_mha
+from kernels.page_slots import page_slots, page_slots_reference
 from kernels.sparse_mla import choose_backend, sparse_mla, sparse_mla_lse, sparse_mla_reference
 from kernels.sparse_mla_triton import latent_attention
 
@@ -200,6 +201,18 @@ def test_the_public_functions_choose_a_kernel_and_agree_with_the_cpu():
     here = dense_decode(q, cache, pages, lengths, SMALL, 0.1)
     there = dense_decode(q.cpu(), cache.cpu(), pages.cpu(), lengths.cpu(), SMALL, 0.1)
     torch.testing.assert_close(tuple(x.cpu() for x in here), there, rtol=1e-4, atol=1e-4)
+
+
+def test_hopper_is_refused_where_it_does_not_fit():
+    kv, q, ids = normal(40, SMALL.width), query(SMALL, 1, 8), choose(1, 7, 40)
+    with pytest.raises(ValueError, match="sparse_mla: expected for backend hopper"):
+        sparse_mla(q, kv, ids, SMALL, 0.1, backend="hopper")
+
+
+def test_positions_become_slots_of_their_pages():
+    pages = torch.randperm(900, device="cuda").to(torch.int32).view(3, 300)
+    ids = torch.randint(-1, 300 * 64, (3, 2050), device="cuda", dtype=torch.int32)
+    assert torch.equal(page_slots(ids, pages), page_slots_reference(ids, pages))
 
 
 def test_decode_runs_in_a_captured_graph():

@@ -44,6 +44,15 @@ def test_sparse_mla_names_the_wrong_argument(wrong, message):
         sparse_mla(**{**good(), **wrong})
 
 
+@pytest.mark.parametrize("backend", ["hopper", "triton"])
+def test_a_backend_for_gpus_refuses_a_cpu_tensor(backend):
+    with pytest.raises(ValueError, match=f"sparse_mla: expected q on a GPU for backend {backend}, got cpu"):
+        sparse_mla(**good(), backend=backend)
+    q = torch.randn(2, 4, 16)
+    with pytest.raises(ValueError, match="dense_mla: expected backend torch for these tensors on cpu, got"):
+        dense_mla(q, q, q, 0.3, 0, backend="triton" if backend == "triton" else "cudnn")
+
+
 def test_dense_mla_names_the_wrong_argument():
     q, k, v = torch.randn(2, 4, 16), torch.randn(5, 2, 16), torch.randn(5, 2, 16)
     with pytest.raises(ValueError, match=r"dense_mla: expected k \[4, g, 16\], got \[5, 2, 16\]"):

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.engine import SELECTORS, Attention, CacheDtype, IndexDtype, Selector
 from harness.errors import HarnessError
@@ -26,13 +37,23 @@ class _Strict(BaseModel):
 class LocalModel(_Strict):
     """A checkpoint that this machine serves: bundled name, folder or hub id.
 
+    indexer: bundled name or folder of one that was trained for this checkpoint, which has none of its own.
     chat_template: null takes the model's own, false writes plain text. thinking: default for all tasks, null theirs.
     """
 
     path: NonEmpty
+    indexer: NonEmpty | None = None
     dtype: Annotated[str, Field(pattern="^(auto|float32|bfloat16)$")] = "auto"
     chat_template: bool | None = None
     thinking: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _no_indexer_no_key(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an indexer the model reads, and its run folder is named, as before there was the key."""
+        fields: dict[str, Any] = inner(self)
+        if fields.get("indexer") is None:
+            fields.pop("indexer", None)
+        return fields
 
 
 class EndpointModel(_Strict):

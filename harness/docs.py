@@ -13,13 +13,14 @@ EXCERPT = 1_500  # characters of head, needle neighbourhood and tail that the ru
 class Ask:
     """One request of a sample. prefix: start of the answer. continuation: text to score; None generates.
 
-    messages: empty asks for the continuation without any context.
+    text: plain text without roles in place of messages. messages: empty asks for the continuation without any context.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     prefix: str = ""
     tools: tuple[Mapping[str, Any], ...] | None = None
     continuation: str | None = None
+    text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

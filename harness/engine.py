@@ -107,7 +107,7 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
     from model.checkpoint import describe
     from model.engine import NUMERICS
 
-    facts = describe(choice.path)
+    facts = describe(choice.path, choice.indexer)
     return ModelFacts(
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
@@ -118,10 +118,13 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
 
 def weight_bytes(choice: "LocalModel") -> int:
     """Size of a checkpoint's weight files on the disk."""
-    from model.checkpoint import resolve
+    from model.checkpoint import find_indexer, resolve
 
-    folder = Path(resolve(choice.path))
-    return sum(file.stat().st_size for kind in ("*.safetensors", "*.gguf") for file in folder.glob(kind))
+    folders = [Path(resolve(choice.path))]
+    if choice.indexer is not None:
+        folders.append(find_indexer(choice.indexer).folder)
+    kinds = ("*.safetensors", "*.gguf")
+    return sum(file.stat().st_size for folder in folders for kind in kinds for file in folder.glob(kind))
 
 
 def open_encoding(choice: "ModelChoice") -> ChatEncoding:
@@ -159,7 +162,9 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> E
         return engine
     from model.engine import LocalEngine
 
-    local: Engine = LocalEngine(choice.path, attentions, dtype=choice.dtype, chat_template=choice.chat_template)
+    local: Engine = LocalEngine(
+        choice.path, attentions, dtype=choice.dtype, chat_template=choice.chat_template, indexer=choice.indexer
+    )
     return local
 
 
@@ -192,7 +197,7 @@ def open_training(
 
     Joins the processes that torchrun started, if it did. Raises ModelError with one line.
     """
-    from model.training.build import new_model, start_from
+    from model.training.build import base_of, new_model, start_from
     from model.training.checkpoint import Folder
     from model.training.loop import Training
     from model.training.world import join_world
@@ -202,4 +207,6 @@ def open_training(
         model = new_model(raw, config.seed)
     else:
         model, raw, tokenizer = start_from(start, indexer, config.seed)
-    return Training(model, Folder(raw=raw, tokenizer=tokenizer), config, corpus, held_out, out, join_world())
+    base = None if start is None or indexer is None else base_of(start)
+    folder = Folder(raw=raw, tokenizer=tokenizer, base=base, indexer=indexer or {})
+    return Training(model, folder, config, corpus, held_out, out, join_world())

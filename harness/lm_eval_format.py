@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from harness.numbers import UNITS
+
 Row = Mapping[str, Any]
 FILTER = "none"  # scores are made by process_results alone; there is no further filter
 
@@ -36,7 +38,10 @@ def lm_eval_results(results: Row, variant: str, manifest: Row, settings: Row | N
         "configs": {task: _config(task, settings, facts) for task in tasks},
         "versions": {task: _fact(facts, task, "version") for task in tasks},
         "n-shot": {task: _fact(facts, task, "num_fewshot") or 0 for task in tasks},
-        "higher_is_better": {task: {cell["metric"]: True for cell in cells if cell["task"] == task} for task in tasks},
+        "higher_is_better": {
+            task: {cell["metric"]: cell["metric"] not in UNITS for cell in cells if cell["task"] == task}
+            for task in tasks
+        },
         "n-samples": {task: _samples(task, cells, facts) for task in tasks},
         "config": {
             "model": "dsa-eval",

@@ -5,6 +5,9 @@ import math
 NOT_MEASURED = "–"  # noqa: RUF001  an en dash, on purpose
 MINUS = "−"  # noqa: RUF001  as wide as a plus sign, so that signs line up
 
+# metrics that are no shares, with their unit; all of them are better when smaller
+UNITS = {"nats_per_token": "nats", "perplexity": "", "bits_per_byte": "bits"}
+
 
 def finite(value: object) -> float | None:
     """The number, or None for None, NaN and infinity. Booleans are not numbers here."""
@@ -34,6 +37,22 @@ def interval(low: object, high: object, digits: int = 1, signed: bool = False) -
         return NOT_MEASURED
     show = points if signed else percent
     return f"[{show(low, digits)}, {show(high, digits)}]"
+
+
+def score(metric: object, value: object) -> str:
+    """A score as its metric is read: percent of a share, else three decimals with the unit, 2.3456 -> "2.346 nats"."""
+    if metric not in UNITS:
+        return percent(value)
+    number = finite(value)
+    return NOT_MEASURED if number is None else f"{number:.3f} {UNITS[str(metric)]}".rstrip()
+
+
+def score_interval(metric: object, low: object, high: object) -> str:
+    """The bounds of a score's 95 % interval."""
+    if metric not in UNITS:
+        return interval(low, high)
+    bounds = (finite(low), finite(high))
+    return NOT_MEASURED if None in bounds else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
 def count(value: object) -> str:

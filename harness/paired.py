@@ -83,8 +83,9 @@ def paired(
     kind: str | None = None
     sums = cluster_sums(differences, clusters).values()
     up, down = sum(total > 0 for total in sums), sum(total < 0 for total in sums)
+    shares = all(0 <= score <= 1 for score in (*variant, *baseline))
     if difference is not None and stderr == 0:
-        if all(0 <= score <= 1 for score in (*variant, *baseline)):
+        if shares:
             kind = "exact bound"
             low, high = constant_interval(difference, num_clusters, ALPHA)
             below, above = constant_tests(difference, num_clusters, margin)
@@ -93,6 +94,8 @@ def paired(
         df = num_clusters - 1
         kind = "t" if num_clusters == n else "clustered t"
         low, high = t_interval(difference, stderr, df)
+        if shares:  # no two shares are further apart
+            low, high = max(low, -1.0), min(high, 1.0)
         p = 2 * t_upper(abs(difference) / stderr, df)
         below, above = t_upper((difference + margin) / stderr, df), t_upper((margin - difference) / stderr, df)
         if binary and num_clusters == n:
@@ -181,6 +184,8 @@ def pooled(parts: Sequence[Paired], *, margin: float) -> Paired:
     df = math.fsum(error**2 for error in errors) ** 2 / spread
     difference = mean([part.difference for part in parts if part.difference is not None])
     low, high = t_interval(difference, stderr, df)
+    if all(part.low is not None and part.low >= -1 and part.high is not None and part.high <= 1 for part in parts):
+        low, high = max(low, -1.0), min(high, 1.0)
     below, above = t_upper((difference + margin) / stderr, df), t_upper((margin - difference) / stderr, df)
     result = Paired(
         n=sum(part.n for part in parts),

@@ -65,7 +65,7 @@ def make_plan(config: Config, *, limit: int | None = None) -> Plan:
         check_lengths(task, main)
         docs = task.docs(
             seed=config.seed,
-            count_tokens=token_counter(main.encoding, main.thinking(task)),
+            count_tokens=token_counter(main.encoding, main.thinking(task), plain=bool(task.metadata.get("plain"))),
             has_template=main.encoding.has_template,
             limit=limit,
         )

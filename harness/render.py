@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from harness.docs import Ask, Doc
 from harness.engine import ChatEncoding
@@ -25,14 +26,23 @@ class Prompt:
     needles: tuple[Span, ...] = ()
 
 
-def token_counter(encoding: ChatEncoding, thinking: bool) -> Callable[[str, str], int]:
-    """Tokens of the whole chat prompt of (user text, start of the answer), the template included."""
+def token_counter(encoding: ChatEncoding, thinking: bool, *, plain: bool = False) -> Callable[[str, str], int]:
+    """Tokens of the whole chat prompt of (user text, start of the answer), the template included.
+
+    plain: of the text without roles, begun as the tokenizer's own rule says.
+    """
+    if plain:
+        return partial(_plain_count, encoding)
 
     def count(text: str, prefix: str = "") -> int:
         ask = Ask(messages=({"role": "user", "content": text},), prefix=prefix)
         return len(encoding.encode(_text(encoding, ask, thinking)[0]))
 
     return count
+
+
+def _plain_count(encoding: ChatEncoding, text: str, prefix: str = "") -> int:
+    return len(encoding.encode(encoding.plain(text + prefix)))
 
 
 def render_doc(doc: Doc, encoding: ChatEncoding, thinking: bool) -> tuple[Prompt, ...]:
@@ -67,6 +77,8 @@ def needle_span(needle: str, text: str, ids: Sequence[int], offsets: Sequence[Sp
 
 def _text(encoding: ChatEncoding, ask: Ask, thinking: bool) -> tuple[str, bool]:
     """(prompt text, whether a thought comes first). A thought leaves no room for a start of the answer."""
+    if ask.text is not None:
+        return encoding.plain(ask.text), False
     messages = list(ask.messages)
     # an endpoint without our encoding of its tools gets them beside the messages
     tools = list(ask.tools) if ask.tools and encoding.has_native_tools else None
@@ -89,7 +101,10 @@ def _scored(ask: Ask, encoding: ChatEncoding) -> Prompt:
     Source: lm_eval.api.model.TemplateLM._encode_pair. Without any context, the end-of-sequence token stands for it.
     """
     continuation = ask.continuation or ""
-    text = encoding.render(list(ask.messages), thinking=False, prefix=ask.prefix) if ask.messages else ""
+    if ask.text is not None:
+        text = encoding.plain(ask.text)
+    else:
+        text = encoding.render(list(ask.messages), thinking=False, prefix=ask.prefix) if ask.messages else ""
     bare = text.rstrip(" ")
     continuation = text[len(bare) :] + continuation
     context = encoding.encode(bare) if bare else []

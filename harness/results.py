@@ -1,5 +1,6 @@
 """results.json: every score with its error bars, for whole tasks and for the values of their table fields."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -122,12 +123,18 @@ def _counts(asked: Sequence[Question]) -> dict[str, Any]:
 
 
 def _estimates(asked: Sequence[Question], headline: str, needle_cell: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(metric, its summary): the headline first, then the other metrics by name, then pass@k and maj@n of repeats."""
+    """(metric, its summary): the headline first, then the other metrics by name, then pass@k and maj@n of repeats.
+
+    Behind nats per token stands perplexity, exp of their mean: no mean over samples itself.
+    """
     others = {metric for question in asked for sample in question.samples for metric in sample.metrics}
     repeats = max((len(question.samples) + question.failed for question in asked), default=0)
     for metric in (headline, *sorted(others - {headline})):
         averages = [(question.cluster, value) for question in asked if (value := question.average(metric)) is not None]
-        yield metric, _summary(averages, repeats, needle_cell)
+        summary = _summary(averages, repeats, needle_cell)
+        yield metric, summary
+        if metric == "nats_per_token":
+            yield "perplexity", _exponential(summary)
     if repeats > 1 and all(value in (0, 1) for question in asked for value in question.values(headline)):
         for k in powers_of_two(repeats):
             yield (
@@ -174,3 +181,10 @@ def _summary(averages: Sequence[tuple[str, float]], repeats: int, needle_cell: b
         "clusters": found.clusters,
         "repeats": repeats,
     }
+
+
+def _exponential(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """exp of a mean and of its bounds; the standard error to first order."""
+    ends = {key: None if summary[key] is None else math.exp(summary[key]) for key in ("mean", "low", "high")}
+    stderr = None if ends["mean"] is None or summary["stderr"] is None else ends["mean"] * summary["stderr"]
+    return {**summary, **ends, "stderr": stderr}

@@ -78,6 +78,9 @@ class ByteEncoding:
         turns = [f"{message['role']}:\n{message['content']}\n\n" for message in messages]
         return "".join(turns) + "assistant:\n" + ("<think>" if thinking else "") + prefix
 
+    def plain(self, text: str) -> str:
+        return text
+
     def parse(self, ids: Sequence[int], thinking: bool) -> Reply:
         text = self.decode(ids)
         if not (thinking or text.startswith("<think>")):

@@ -133,8 +133,8 @@ class Column:
 HEADLINE_COLUMNS = (
     Column("Task", lambda row: str(row["task"]), right=False),
     Column("Variant", lambda row: str(row["variant"]), right=False),
-    Column("Score, %", lambda row: numbers.percent(row["mean"]) + ("†" if row["limit_lowered"] else "")),
-    Column("95 % interval", lambda row: numbers.interval(row["low"], row["high"])),
+    Column("Score, %", lambda row: numbers.score(row["metric"], row["mean"]) + ("†" if row["limit_lowered"] else "")),
+    Column("95 % interval", lambda row: numbers.score_interval(row["metric"], row["low"], row["high"])),
     Column("n", lambda row: numbers.count(row["n"])),
     Column("Repeats", lambda row: numbers.count(row["repeats"])),
     Column("Unparsed", lambda row: numbers.count(row["unparsed"])),

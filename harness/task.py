@@ -92,6 +92,9 @@ class Task:
         asks = asks_of(task, row, shots_seed=f"{seed}/{self.name}/{name}", has_template=chat)
         if "messages" in meta:
             asks = (Ask(messages=tuple(meta["messages"](row)), prefix=task.doc_to_prefix(row) or ""),)
+        if meta.get("plain"):
+            text = str(task.doc_to_text(row))
+            asks = tuple(dataclasses.replace(ask, messages=(), prefix="", text=text) for ask in asks)
         tools = meta["tools"](row) if "tools" in meta else None
         if tools:
             asks = (dataclasses.replace(asks[0], tools=tuple(tools)),)

@@ -21,7 +21,7 @@ def train(path: Path, *, out: Path | None, resume: bool) -> None:
     folder = out or Path("runs") / f"train-{config.name}"
     leads = int(os.environ.get("RANK", "0")) == 0
     if leads:
-        _claim(folder, path, resume)
+        _check_folder(folder, path, resume)
     from harness.corpus.corpus import Corpus
 
     tokenizer = _tokenizer(config)
@@ -33,10 +33,14 @@ def train(path: Path, *, out: Path | None, resume: bool) -> None:
     model = config.model
     training = open_training(
         config.training(), corpus, held_out, folder, new=model.new, start=model.start, indexer=model.indexer,
-        tokenizer=tokenizer.parent,
+        tokenizer=tokenizer if tokenizer.is_dir() else tokenizer.parent,
     )  # fmt: skip
     if resume:
         training.resume()
+    training.check()
+    if leads and not resume:  # nothing is written before all is known to be usable
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / "config.yaml")
     if not leads:
         for _ in training.run():
             pass
@@ -46,16 +50,16 @@ def train(path: Path, *, out: Path | None, resume: bool) -> None:
         for event in training.run():
             log.add(event)
     print(folder / "model")
+    if (folder / "indexer").is_dir():
+        print(folder / "indexer")
 
 
-def _claim(folder: Path, config: Path, resume: bool) -> None:
+def _check_folder(folder: Path, config: Path, resume: bool) -> None:
     """The folder is new, or it is this very training that goes on."""
     written = folder / "config.yaml"
     if not resume:
         if folder.exists() and any(folder.iterdir()):
             raise HarnessError(f"{folder}: not empty: go on with --resume, or name a new folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(config, written)
         return
     if not written.is_file():
         raise HarnessError(f"{folder}: expected the folder of a training (config.yaml): start without --resume")
@@ -64,11 +68,11 @@ def _claim(folder: Path, config: Path, resume: bool) -> None:
 
 
 def _tokenizer(config: TrainConfig) -> Path:
-    """tokenizer.json of the model; it must know no more tokens than the model."""
+    """tokenizer.json of a new model, which must know no more tokens than the model; the folder of a checkpoint."""
     if config.model.tokenizer is None:
         from harness.engine import model_folder
 
-        return model_folder(config.model.start or "") / "tokenizer.json"
+        return model_folder(config.model.start or "")
     file = config.model.tokenizer / "tokenizer.json"
     if not file.is_file():
         raise HarnessError(f"model.tokenizer: {file} does not exist; expected a folder with tokenizer.json")

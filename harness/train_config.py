@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.config import NAME
-from harness.corpus.config import CorpusConfig, Phase
+from harness.corpus.config import CorpusConfig, Phase, check_kinds
 from harness.engine import LengthPhase, ModelError, OptimizerConfig, Schedule, StageConfig, TrainingConfig
 from harness.errors import HarnessError
 from harness.yaml_errors import as_one_line, read_yaml
@@ -90,6 +90,12 @@ class Books(_Strict):
     books: Path
     held_out_books: tuple[NonEmpty, ...] = ("pride_and_prejudice",)
     made_up: Share = 0.35
+    dialogues: dict[str, float] | None = None
+
+    @field_validator("dialogues")
+    @classmethod
+    def _kinds_are_known(cls, dialogues: dict[str, float] | None) -> dict[str, float] | None:
+        return check_kinds(dialogues)
 
 
 class Evaluation(_Strict):

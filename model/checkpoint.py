@@ -11,10 +11,12 @@ import torch
 
 from model.config import GQA_TYPES, ModelConfig, read_config
 from model.errors import ModelError
+from model.indexer_folder import CONFIG as INDEXER_CONFIG
+from model.indexer_folder import IndexerFolder, read_indexer
 from model.placement import check_tensors, load_weights
 from model.request import SELECTORS, Selector
 from model.transformer import Transformer
-from model.weights import StateDict, Weights
+from model.weights import Joined, Source, StateDict, Weights
 
 BUNDLED = Path(__file__).parent / "bundled"  # checkpoints that ship with this package, a folder each
 # name -> (package that carries the weights as package data, hub id that serves where the package is absent)
@@ -61,8 +63,22 @@ def resolve(path: str) -> Path:
         ) from None
 
 
-def _bundled() -> list[str]:
-    return [folder.name for folder in BUNDLED.iterdir() if (folder / "config.json").is_file()]
+def _bundled(file: str = "config.json") -> list[str]:
+    return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / file).is_file())
+
+
+def find_indexer(path: str) -> IndexerFolder:
+    """A folder that `dsa-eval train` wrote, or a bundled name. Raises ModelError, naming what is known."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return read_indexer(folder)
+    known = _bundled(INDEXER_CONFIG)
+    if path in known:
+        return read_indexer(BUNDLED / path)
+    bundled = f"; bundled are {', '.join(known)}" if known else ""
+    raise ModelError(
+        f"model.indexer: no folder {path!r}; expected one with {INDEXER_CONFIG} or a bundled name{bundled}"
+    )
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -93,8 +109,10 @@ def load_config(path: str) -> ModelConfig:
     return read_config(read_raw_config(folder), str(folder / "config.json"))
 
 
-def describe(path: str) -> dict[str, Any]:
+def describe(path: str, indexer: str | None = None) -> dict[str, Any]:
     """What the harness needs to know before a weight is loaded; the headers of the checkpoint are checked.
+
+    indexer: folder or bundled name of one that is joined to the model; its weights are in the fingerprint.
 
     Returns:
         fingerprint (sha256 hex of config and weights), context_length (tokens), has_indexer, selectors that it can
@@ -106,11 +124,15 @@ def describe(path: str) -> dict[str, Any]:
     folder = resolve(path)
     raw = read_raw_config(folder)
     config = read_config(raw, str(folder / "config.json"))
+    seen = fingerprint(folder)
     if (folder / "config.json").exists():
         check_tensors(_empty(config), Weights(folder), str(folder))
+    if indexer is not None:
+        config, apart = _joined(raw, folder, path, indexer)
+        seen = hashlib.sha256(f"{seen}\n{fingerprint(apart.folder, INDEXER_CONFIG)}".encode()).hexdigest()
     selectors: tuple[Selector, ...] = tuple(s for s in SELECTORS if s != "indexer" or config.indexer is not None)
     return {
-        "fingerprint": fingerprint(folder),
+        "fingerprint": seen,
         "context_length": config.max_positions,
         "has_indexer": config.indexer is not None,
         "selectors": selectors,
@@ -119,12 +141,12 @@ def describe(path: str) -> dict[str, Any]:
     }
 
 
-def fingerprint(folder: Path) -> str:
-    """sha256 over config.json and all weight files, in full below 4 GiB, else names, sizes and first MiB of each."""
+def fingerprint(folder: Path, config: str = "config.json") -> str:
+    """sha256 over config and all weight files, in full below 4 GiB, else names, sizes and first MiB of each."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
     digest = hashlib.sha256()
-    if (folder / "config.json").exists():
-        digest.update((folder / "config.json").read_bytes())
+    if (folder / config).exists():
+        digest.update((folder / config).read_bytes())
     whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
@@ -136,24 +158,38 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_model(path: str, dtype: str = "auto", device: str = "cpu") -> Transformer:
+def load_model(path: str, dtype: str = "auto", device: str = "cpu", indexer: str | None = None) -> Transformer:
     """Open a checkpoint, ready for inference.
 
     Args:
         path: as `resolve` takes it. dtype: "float32", "bfloat16" or "auto" (the checkpoint's own; GGUF: float32).
+        indexer: folder or bundled name of one that was trained for this checkpoint, joined to it.
 
     Raises:
-        ModelError: unknown architecture, missing, unexpected or misshapen tensors, pickle weights.
+        ModelError: unknown architecture, missing, unexpected or misshapen tensors, pickle weights; an indexer that
+            belongs to other weights.
     """
     folder = resolve(path)
     raw = read_raw_config(folder)
     config = read_config(raw, str(folder / "config.json"))
+    apart = None
+    if indexer is not None:
+        config, apart = _joined(raw, folder, path, indexer)
     kind = pick_dtype(raw, dtype)
     model = _empty(config)
-    source = Weights(folder) if (folder / "config.json").exists() else StateDict(_read_gguf(folder, raw))
+    own = Weights(folder) if (folder / "config.json").exists() else StateDict(_read_gguf(folder, raw))
+    source: Source = own if apart is None else Joined(own, apart.weights())
     load_weights(model, source, kind, str(folder))
     model.rope, model.index_rope = Transformer.tables(config)  # computed, not loaded: build them off the meta device
     return model.to(device).eval().requires_grad_(False)
+
+
+def _joined(raw: dict[str, Any], folder: Path, path: str, indexer: str) -> tuple[ModelConfig, IndexerFolder]:
+    """The model's config with an indexer from elsewhere, checked against model and file."""
+    apart = find_indexer(indexer)
+    config = read_config(apart.join(raw, fingerprint(folder), path), str(apart.folder / INDEXER_CONFIG))
+    apart.check(_empty(config))
+    return config, apart
 
 
 def _empty(config: ModelConfig) -> Transformer:

@@ -98,18 +98,27 @@ def read_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     kind = raw.get("model_type")
     try:
         if kind in ("deepseek_v32", "glm_moe_dsa"):
-            return _read_dsa(raw, kind)
+            return _read_dsa(raw, kind, source)
         if kind in GQA_TYPES:
             return _read_gqa(raw)
         if kind == "mla_gqa":
-            return dataclasses.replace(_read_gqa(raw), indexer=_read_indexer(raw, raw["num_hidden_layers"]))
+            return dataclasses.replace(_read_gqa(raw), indexer=_read_indexer(raw, raw["num_hidden_layers"], source))
     except KeyError as error:
         raise ModelError(f"{source}: {kind} needs the key {error.args[0]!r}; the file does not have it") from None
     known = ", ".join(("deepseek_v32", "glm_moe_dsa", "mla_gqa", *GQA_TYPES))
     raise ModelError(f"{source}: expected model_type one of {known}; got {kind!r}")
 
 
-def _read_dsa(raw: Mapping[str, Any], kind: Literal["deepseek_v32", "glm_moe_dsa"]) -> ModelConfig:
+def converted_config(raw: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    """config.json of the written folder; dtype None keeps the source's."""
+    config = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "auto_map")}
+    config["dtype"] = dtype or str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+    if raw["model_type"] in GQA_TYPES:
+        config |= {"source_model_type": raw["model_type"], "model_type": "mla_gqa", "architectures": ["Transformer"]}
+    return config
+
+
+def _read_dsa(raw: Mapping[str, Any], kind: Literal["deepseek_v32", "glm_moe_dsa"], source: str) -> ModelConfig:
     layers = raw["num_hidden_layers"]
     return ModelConfig(
         architecture=kind,
@@ -130,7 +139,7 @@ def _read_dsa(raw: Mapping[str, Any], kind: Literal["deepseek_v32", "glm_moe_dsa
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=bool(raw.get("attention_bias", False)),
         o_bias=bool(raw.get("attention_bias", False)),
-        indexer=_read_indexer(raw, layers),
+        indexer=_read_indexer(raw, layers, source),
         moe=_read_moe(raw, layers),
     )
 
@@ -154,15 +163,24 @@ def _read_moe(raw: Mapping[str, Any], layers: int) -> MoeConfig | None:
     )
 
 
-def _read_indexer(raw: Mapping[str, Any], layers: int) -> IndexerConfig | None:
+def _read_indexer(raw: Mapping[str, Any], layers: int, source: str) -> IndexerConfig | None:
     if raw.get("index_n_heads") is None:
         return None
+    for key in ("index_n_heads", "index_head_dim", "index_topk"):
+        if type(raw[key]) is not int or raw[key] < 1:
+            raise ModelError(f"{source}: {key}: expected a positive whole number, got {raw[key]!r}")
+    rope_dim = raw.get("index_rope_dim", raw.get("qk_rope_head_dim", 0))
+    if type(rope_dim) is not int or rope_dim % 2 or not 0 <= rope_dim <= raw["index_head_dim"]:
+        raise ModelError(
+            f"{source}: index_rope_dim: expected an even number from 0 to index_head_dim {raw['index_head_dim']}, "
+            f"got {rope_dim!r}"
+        )
     interleaved = raw.get("indexer_rope_interleave", raw["model_type"] == "glm_moe_dsa")
     quantised = (raw.get("quantization_config") or {}).get("quant_method") == "fp8"
     return IndexerConfig(
         num_heads=raw["index_n_heads"],
         head_dim=raw["index_head_dim"],
-        rope_dim=raw.get("index_rope_dim", raw.get("qk_rope_head_dim", 0)),
+        rope_dim=rope_dim,
         topk=raw["index_topk"],
         interleaved=interleaved,
         own=_indexer_owners(raw, layers),

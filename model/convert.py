@@ -5,13 +5,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from model.chat.gguf import restore_split_rule
 from model.checkpoint import gguf_file, load_model, pick_dtype, read_raw_config, resolve
-from model.config import GQA_TYPES
+from model.config import converted_config
 from model.errors import ModelError
 from model.transformer import Transformer
 from model.weights import INDEX
@@ -65,24 +65,19 @@ def _umask() -> int:
     return mask
 
 
-def converted_config(raw: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """config.json of the written folder; dtype None keeps the source's."""
-    config = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "auto_map")}
-    config["dtype"] = dtype or str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-    if raw["model_type"] in GQA_TYPES:
-        config |= {"source_model_type": raw["model_type"], "model_type": "mla_gqa", "architectures": ["Transformer"]}
-    return config
-
-
 def write_tokenizer(folder: Path, target: Path) -> None:
-    if (folder / "config.json").exists():
+    """Copy the tokenizer's files; out of a GGUF file they are made, with the split rule that the file names."""
+    if (folder / "tokenizer.json").exists() or not any(folder.glob("*.gguf")):
         for name in TOKENIZER_FILES:
             if (folder / name).exists():
                 shutil.copyfile(folder / name, target / name)
         return
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file(folder).name).save_pretrained(target)
+    file = gguf_file(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    restore_split_rule(tokenizer.backend_tokenizer, file)
+    tokenizer.save_pretrained(target)
 
 
 def published_state(model: Transformer) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from model.cache import PREFILL_CHUNK, Cache
 from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
 from model.errors import ModelError
+from model.malloc import keep_freed_memory
 from model.probe import Probe
 from model.request import Attention, IndexDtype, ProbeResult, Request, Result, Usage
 from model.sampling import greedy
@@ -17,7 +18,7 @@ from model.sequence import Sequence
 from model.transformer import Transformer
 
 DECODE_ROWS = 8  # every decode step has this many rows: a row's bits do not depend on who shares the batch
-NUMERICS = "cpu-1"  # part of the journal key: raised when the same weights and request would give other bits
+NUMERICS = "cpu-2"  # part of the journal key: raised when the same weights and request would give other bits
 FAILURES = (ModelError, RuntimeError, MemoryError)  # what one request may meet without ending the others
 
 
@@ -36,11 +37,14 @@ class LocalEngine:
         dtype: str = "auto",
         chat_template: bool | None = None,
         device: str = "cpu",
+        indexer: str | None = None,
     ) -> None:
-        """Load weights and tokenizer. Raises ModelError as `load_model` and `load_encoding` do."""
+        """Load weights (indexer: see `load_model`) and tokenizer. Raises ModelError as they do."""
         if device == "cpu":
             torch.set_num_threads(1)
-        self._serve(load_model(path, dtype, device), load_encoding(resolve(path), chat_template), attentions, device)
+            keep_freed_memory()
+        model = load_model(path, dtype, device, indexer)
+        self._serve(model, load_encoding(resolve(path), chat_template), attentions, device)
 
     @classmethod
     def of(cls, model: Transformer, encoding: ChatEncoding, attentions: Mapping[str, Attention]) -> "LocalEngine":

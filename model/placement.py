@@ -8,7 +8,7 @@ from kernels.fp8 import GROUP, dequantize_blocks
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.transformer import Transformer
-from model.weights import StateDict, Weights
+from model.weights import Source
 
 Region = tuple[int | slice, ...]
 FLOAT32 = ("e_score_correction_bias", "indexer.weights_proj.weight", "indexer.k_norm.weight", "indexer.k_norm.bias")
@@ -42,7 +42,7 @@ def place(config: ModelConfig, name: str) -> tuple[str, Region] | None:
     return ours, ()
 
 
-def check_tensors(model: Transformer, source: Weights | StateDict, origin: str) -> dict[str, tuple[str, Region]]:
+def check_tensors(model: Transformer, source: Source, origin: str) -> dict[str, tuple[str, Region]]:
     """Where every tensor that is used goes, found from names, shapes and kinds alone: no weight is read.
 
     Raises:
@@ -82,7 +82,7 @@ def check_tensors(model: Transformer, source: Weights | StateDict, origin: str) 
     return places
 
 
-def load_weights(model: Transformer, source: Weights | StateDict, dtype: torch.dtype, origin: str) -> None:
+def load_weights(model: Transformer, source: Source, dtype: torch.dtype, origin: str) -> None:
     """Fill a model built on the meta device; `origin` names the checkpoint in errors.
 
     FP8 weights are multiplied by their block scales in float32, then cast. Router bias and index weights stay float32.
@@ -110,7 +110,7 @@ def _wanted(model: Transformer) -> dict[str, torch.Tensor]:
     return wanted
 
 
-def _check_scales(source: Weights | StateDict, name: str, names: set[str], origin: str) -> None:
+def _check_scales(source: Source, name: str, names: set[str], origin: str) -> None:
     if name + SCALE not in names:
         raise ModelError(
             f"{origin}: {name} is float8 but {name + SCALE} is missing; its {GROUP} x {GROUP} scales are needed"
@@ -123,6 +123,6 @@ def _check_scales(source: Weights | StateDict, name: str, names: set[str], origi
         )
 
 
-def _read(source: Weights | StateDict, name: str) -> torch.Tensor:
+def _read(source: Source, name: str) -> torch.Tensor:
     tensor = source.read(name)
     return dequantize_blocks(tensor, source.read(name + SCALE)) if source.is_float8(name) else tensor

@@ -82,6 +82,25 @@ class Weights:
         return tensor
 
 
+class Joined:
+    """Tensors of two sources as one."""
+
+    def __init__(self, first: "Weights | StateDict", second: "Weights | StateDict") -> None:
+        self._of = {**dict.fromkeys(first, first), **dict.fromkeys(second, second)}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._of))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._of[name].shape(name)
+
+    def is_float8(self, name: str) -> bool:
+        return self._of[name].is_float8(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._of[name].read(name)
+
+
 class StateDict:
     """The same questions asked of tensors in memory (a GGUF file that transformers has dequantised)."""
 
@@ -99,3 +118,6 @@ class StateDict:
 
     def read(self, name: str) -> torch.Tensor:
         return self.tensors[name]
+
+
+Source = Weights | StateDict | Joined

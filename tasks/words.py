@@ -36,7 +36,14 @@ def word_list(category: Literal["adjective", "noun"], split: Split, plain: bool 
 
 
 def made_up_word(rng: random.Random) -> str:
-    """One to three syllables that no word list has on purpose: only copying helps."""
+    """Syllables, or halves of two training words, that no word list has on purpose: only copying helps.
+
+    The halves are what a tokenizer makes of words that it has never seen.
+    """
+    if rng.random() < 0.5:
+        nouns = word_list("noun", "training", plain=True)
+        first, second = rng.choice(nouns), rng.choice(nouns)
+        return first[: rng.randint(2, 5)] + second[-rng.randint(2, 5) :]
     return "".join(
         rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS) for _ in range(rng.choice((1, 2, 2, 3)))
     )

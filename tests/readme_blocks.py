@@ -8,6 +8,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "results" / "quickstart"
 BENCH = ROOT / "results" / "bench" / "model.json"
+CARD = ROOT / "model" / "bundled" / "dsa-tiny" / "README.md"
+TINY = ROOT / "results" / "dsa-tiny"
+TRAINING = ROOT / "results" / "training" / "dsa-tiny.jsonl"
+SHOWN_TASKS = ("multikey_4", "multivalue_4", "tracking_4", "choice", "tools")  # of the training's own evaluations
 
 
 def read_block(text: str, name: str) -> str:
@@ -54,10 +58,40 @@ def _bench_cells(row: dict[str, Any], peer: dict[str, Any]) -> list[str]:
     return [f"{row['context']:,}", row["side"], f"{prefill:,.0f}", ratios[0], f"{decode:.1f}", ratios[1], peak]
 
 
+def training_block() -> str:
+    """The training's course: where each evaluation stood, losses of the steps before it, accuracy at 4,096 tokens."""
+    events = [json.loads(line) for line in TRAINING.read_text(encoding="utf-8").splitlines()]
+    names = " | ".join(SHOWN_TASKS)
+    lines = [
+        "| Stage | Step | Tokens, M | Seconds | Answer loss | Rest loss | Indexer KL | Largest residual | Mode | "
+        f"{names} |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|:---|" + "---:|" * len(SHOWN_TASKS),
+    ]
+    last: dict[str, Any] = {}
+    for event in events:
+        if event["kind"] == "step":
+            last = event
+        elif event["kind"] == "evaluation":
+            losses = [last.get(key) for key in ("loss_answer", "loss_rest", "loss_indexer")]
+            shares = [event["accuracy"][f"{task}@4096"] for task in SHOWN_TASKS]
+            cells = [
+                event["stage"], f"{event['step']:,}", f"{event['tokens'] / 1e6:,.0f}", f"{event['seconds']:.0f}",
+                *("–" if loss is None else f"{loss:.3f}" for loss in losses), f"{last['residual']:.0f}",  # noqa: RUF001
+                event["mode"], *(f"{100 * share:.0f}" for share in shares),
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def tiny_block() -> str:
+    """Scores of the bundled model, word by word as they were published."""
+    return _section((TINY / "README.md").read_text(encoding="utf-8"), "Scores")
+
+
 def _section(text: str, title: str) -> str:
     """The text under a second-level heading, up to the next heading."""
     found = re.search(rf"^## {title}\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)
-    assert found, f"{QUICKSTART / 'README.md'} has no section {title}"
+    assert found, f"expected a section {title}"
     return found[1].strip()
 
 
@@ -68,16 +102,18 @@ def _split(text: str, name: str) -> tuple[str, str, str]:
     return found[1], found[2], found[3]
 
 
+BLOCKS = (
+    (ROOT / "README.md", "quickstart table", QUICKSTART, quickstart_block),
+    (ROOT / "README.md", "bench table", BENCH, bench_block),
+    (CARD, "training table", TRAINING, training_block),
+    (CARD, "results table", TINY / "README.md", tiny_block),
+)
+
+
 def write() -> None:
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    for name, source, make in (
-        ("quickstart table", QUICKSTART, quickstart_block),
-        ("bench table", BENCH, bench_block),
-    ):
+    for path, name, source, make in BLOCKS:
         if source.exists():
-            text = with_block(text, name, make())
-    path.write_text(text, encoding="utf-8")
+            path.write_text(with_block(path.read_text(encoding="utf-8"), name, make()), encoding="utf-8")
 
 
 if __name__ == "__main__":

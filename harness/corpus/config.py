@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.errors import HarnessError
+from tasks.dialogues.mixture import KINDS
 
 
 class Phase(BaseModel):
@@ -27,6 +28,7 @@ class CorpusConfig(BaseModel):
     """books: folder of .txt files for haystacks and plain text. held_out_books: their names, never trained on.
 
     tokens: of one step, whatever its length. made_up: share of made-up words. lengths: phases of every stage.
+    dialogues: factors of the mixture's shares by kind, absent kinds are left out; None is the whole mixture.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +37,13 @@ class CorpusConfig(BaseModel):
     held_out_books: tuple[str, ...] = ("pride_and_prejudice",)
     tokens: int = Field(65_536, gt=0)
     made_up: float = Field(0.35, ge=0, le=1)
+    dialogues: dict[str, float] | None = None
     lengths: dict[str, tuple[Phase, ...]]
+
+    @field_validator("dialogues")
+    @classmethod
+    def _kinds_are_known(cls, dialogues: dict[str, float] | None) -> dict[str, float] | None:
+        return check_kinds(dialogues)
 
     @field_validator("lengths")
     @classmethod
@@ -46,6 +54,18 @@ class CorpusConfig(BaseModel):
             if not ends or ends[-1] is not None or len(known) < len(ends) - 1 or known != sorted(set(known)):
                 raise ValueError(f"{stage}: expected rising `until` in all phases but the last, got {ends}")
         return lengths
+
+
+def check_kinds(dialogues: dict[str, float] | None) -> dict[str, float] | None:
+    """The factors as they came. Raises ValueError for kinds that the mixture lacks, and where nothing would be left."""
+    if dialogues is None:
+        return None
+    unknown = sorted(set(dialogues) - set(KINDS))
+    if unknown:
+        raise ValueError(f"expected kinds of dialogues among {', '.join(KINDS)}, got {unknown[0]!r}")
+    if not dialogues or min(dialogues.values()) < 0 or not any(dialogues.values()):
+        raise ValueError(f"expected factors of at least one kind, none below 0, got {dialogues}")
+    return dialogues
 
 
 def book_files(config: CorpusConfig) -> tuple[list[Path], list[Path]]:

@@ -2,13 +2,14 @@
 
 import collections
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from harness.corpus.config import CorpusConfig, book_files
-from harness.corpus.maker import BatchMaker, all_held_out_tasks
+from harness.corpus.maker import BatchMaker
 from harness.errors import HarnessError
 from model.training.batch import Batch, HeldOut
 
@@ -20,17 +21,18 @@ _maker: BatchMaker | None = None  # of a worker process
 class Corpus:
     """`model.training.batch.Batches` from dialogues. Step n's batch depends on (config, seed, stage, n) alone."""
 
-    def __init__(self, config: CorpusConfig, tokenizer_json: Path, seed: int = 0, num_workers: int = 0) -> None:
-        """num_workers: processes that make batches; 0 makes them here, when they are asked for.
+    def __init__(self, config: CorpusConfig, tokenizer: Path, seed: int = 0, num_workers: int = 0) -> None:
+        """tokenizer: a tokenizer.json, or the folder of a model with its tokenizer.
 
+        num_workers: processes that make batches; 0 makes them here, when they are asked for.
         Raises HarnessError for books or a tokenizer that cannot be used.
         """
         book_files(config)
-        if not tokenizer_json.is_file():
-            raise HarnessError(f"tokenizer: {tokenizer_json} does not exist; expected a tokenizer.json")
-        self._arguments = (config, tokenizer_json, seed)
+        if not tokenizer.exists():
+            raise HarnessError(f"tokenizer: {tokenizer} does not exist; expected a tokenizer.json or a model's folder")
+        self._arguments = (config, tokenizer, seed)
         self._num_workers = num_workers
-        self._own: BatchMaker | None = None
+        self._maker = BatchMaker(*self._arguments)
 
     def stream(self, stage: str, first_step: int = 0) -> Iterator[Batch]:
         """Batches of a stage from one step on, without end. Close the generator to stop its workers."""
@@ -39,14 +41,8 @@ class Corpus:
 
     def held_out(self, lengths: Sequence[int], num_rows: int, tasks: Sequence[str] | None = None) -> list[HeldOut]:
         """Evaluation rows of all tasks (or the named ones) at all lengths; sums and other fixed ones at each too."""
-        names = all_held_out_tasks() if tasks is None else tasks
+        names = self._maker.held_out_tasks() if tasks is None else tasks
         return [self._maker.held_out(task, length, num_rows) for length in lengths for task in names]
-
-    @property
-    def _maker(self) -> BatchMaker:
-        if self._own is None:
-            self._own = BatchMaker(*self._arguments)
-        return self._own
 
     def _made_here(self, stage: str, step: int) -> Iterator[Batch]:
         while True:
@@ -71,9 +67,10 @@ class Corpus:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(config: CorpusConfig, tokenizer_json: Path, seed: int) -> None:
+def _start_worker(config: CorpusConfig, tokenizer: Path, seed: int) -> None:
     global _maker
-    _maker = BatchMaker(config, tokenizer_json, seed)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker of its own
+    _maker = BatchMaker(config, tokenizer, seed)
 
 
 def _make_batch(stage: str, step: int) -> Batch:

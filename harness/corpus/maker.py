@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from harness.corpus.config import CorpusConfig, book_files
-from harness.corpus.rows import Row, draw_row, encode, padded
+from harness.corpus.encoder import open_encoder
+from harness.corpus.rows import Row, draw_row, padded
 from harness.errors import HarnessError
 from model.training.batch import Batch, HeldOut
-from model.training.pieces import PieceEncoder
-from model.training.tokenizer import PAD
 from tasks.dialogues.dialogue import Sources
 from tasks.dialogues.held_out import draw_held_out, held_out_tasks
+from tasks.dialogues.mixture import KINDS, Kinds
 from tasks.niah import sentences
 from tasks.words import Vocabulary
 
@@ -23,10 +23,11 @@ _NUM_MADE_UP = 20_000
 class BatchMaker:
     """Sources are read when the first batch asks for them."""
 
-    def __init__(self, config: CorpusConfig, tokenizer_json: Path, seed: int) -> None:
+    def __init__(self, config: CorpusConfig, tokenizer: Path, seed: int) -> None:
         self._config = config
         self._seed = seed
-        self._encoder = PieceEncoder(tokenizer_json)
+        self._encoder = open_encoder(tokenizer)
+        self._kinds = self._writable(config.dialogues)
 
     def batch(self, stage: str, step: int) -> Batch:
         """The rows of one step."""
@@ -34,7 +35,8 @@ class BatchMaker:
         where = f"{self._seed}/{stage}/{step}"
         num_rows = max(1, self._config.tokens // length)
         rows = [
-            draw_row(random.Random(f"{where}/{row}"), length, self._training, self._encoder) for row in range(num_rows)
+            draw_row(random.Random(f"{where}/{row}"), length, self._training, self._encoder, self._kinds)
+            for row in range(num_rows)
         ]
         return _stacked(rows, critical_only=False)
 
@@ -50,17 +52,34 @@ class BatchMaker:
 
     def held_out(self, task: str, length: int, num_rows: int) -> HeldOut:
         """Evaluation rows of one task; the answer tokens are those that had to be found or computed."""
+        known = self.held_out_tasks()
+        if task not in known:
+            raise HarnessError(f"evaluation.tasks: expected tasks among {', '.join(known)}, got {task!r}")
         rows: list[Row] = []
         attempt = 0
         while len(rows) < num_rows:
             if attempt == 20 * num_rows:
                 raise HarnessError(f"corpus: {task} does not fit {length} tokens; ask for more")
             rng = random.Random(f"held out/{task}/{length}/{attempt}")
-            row = encode(draw_held_out(task, rng, length, self._held_out), self._encoder)
+            row = self._encoder.row(draw_held_out(task, rng, length - self._encoder.markup, self._held_out))
             attempt += 1
             if len(row) <= length:
-                rows.append(padded(row, length, self._encoder.special(PAD)))
+                rows.append(padded(row, length, self._encoder.pad_id))
         return HeldOut(task=f"{task}@{length}", batch=_stacked(rows, critical_only=True))
+
+    def held_out_tasks(self) -> tuple[str, ...]:
+        """Names of the evaluation tasks that this model's chat format can write."""
+        return tuple(task for task in held_out_tasks() if task not in self._encoder.kinds_left_out)
+
+    def _writable(self, asked: dict[str, float] | None) -> Kinds:
+        """The mixture's factors, without kinds that cannot be written. Raises HarnessError if one of them is named."""
+        left_out = self._encoder.kinds_left_out
+        if not left_out:
+            return asked
+        named = [kind for kind in left_out if (asked or {}).get(kind)]
+        if named:
+            raise HarnessError(f"corpus.dialogues: {named[0]} cannot be written in this model's chat format: remove it")
+        return asked or {kind: 1.0 for kind in KINDS if kind not in left_out}
 
     @cached_property
     def _training(self) -> Sources:
@@ -80,10 +99,6 @@ class BatchMaker:
             self._encoder.remember(" " + sentence for sentence in known)
         vocabulary = Vocabulary("training" if split == "training" else "held_out", made_up)
         return Sources(vocabulary=vocabulary, books=books, made_up=made_up_sentences, count=self._encoder.count)
-
-
-def all_held_out_tasks() -> tuple[str, ...]:
-    return held_out_tasks()
 
 
 def _stacked(rows: list[Row], critical_only: bool) -> Batch:

@@ -3,8 +3,8 @@
 import dataclasses
 import random
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from model.training.pieces import PieceEncoder, splits_between
 from model.training.tokenizer import PAD
 from tasks.dialogues.dialogue import Call, Dialogue, Role, Sources, Turn
 from tasks.dialogues.drills import text_dialogue
-from tasks.dialogues.mixture import LONG_SHARE, MIN_SHORT, draw_long, draw_short
+from tasks.dialogues.mixture import LONG_SHARE, MIN_SHORT, Kinds, draw_long, draw_short
 
 _ROLES = ("prompt", "phrase", "value", "letter")
 _WEIGHTS = np.array([1.0, 0.5, 1.0, 4.0], np.float32)  # of the roles; the trainer averages prompt and answers apart
@@ -76,26 +76,53 @@ def _call_parts(calls: tuple[Call, ...]) -> Iterator[Part]:
             yield part, "value" if number % 2 else "phrase"
 
 
-def encode(dialogue: Dialogue, encoder: PieceEncoder) -> Row:
-    """Ids, weights and masks of one dialogue."""
-    parts = list(dialogue_parts(dialogue))
-    before = ""
-    for text, _ in parts:
-        if text in _MARKERS:
-            before = ""
-        elif text:
-            assert splits_between(before[-1:], text[0]), (
-                f"{dialogue.kind}: {before[-20:]!r} and {text[:20]!r} would merge"
-            )
-            before = text
-    ids = [encoder.ids(text) for text, _ in parts]
-    roles = np.repeat([_ROLES.index(role) for _, role in parts], [len(part) for part in ids])
-    return Row(
-        token_ids=np.concatenate(ids),
-        weights=_WEIGHTS[roles],
-        is_answer=roles > 0,
-        is_critical=roles > 1,
-    )
+class RowEncoder(Protocol):
+    """What makes rows of one model's tokens. markup: tokens that a chat format adds to a dialogue beyond what its
+    generator allows for. kinds_left_out: kinds of dialogues that cannot be written."""
+
+    pad_id: int
+    markup: int
+    kinds_left_out: tuple[str, ...]
+
+    def count(self, text: str) -> int: ...
+
+    def remember(self, texts: Iterable[str]) -> None: ...
+
+    def row(self, dialogue: Dialogue) -> Row: ...
+
+
+class OwnRows:
+    """Rows in DeepSeek-V3.2's markup; the tokenizer's split is local, so parts are encoded apart, most from a cache."""
+
+    markup = 0
+    kinds_left_out: tuple[str, ...] = ()
+
+    def __init__(self, pieces: PieceEncoder) -> None:
+        self.pieces = pieces
+        self.pad_id = pieces.special(PAD)
+        self.count = pieces.count
+        self.remember = pieces.remember
+
+    def row(self, dialogue: Dialogue) -> Row:
+        """Ids, weights and masks of one dialogue."""
+        parts = list(dialogue_parts(dialogue))
+        before = ""
+        for text, _ in parts:
+            if text in _MARKERS:
+                before = ""
+            elif text:
+                assert splits_between(before[-1:], text[0]), (
+                    f"{dialogue.kind}: {before[-20:]!r} and {text[:20]!r} would merge"
+                )
+                before = text
+        ids = [self.pieces.ids(text) for text, _ in parts]
+        return row_of(np.concatenate(ids), [role for _, role in parts], [len(part) for part in ids])
+
+
+def row_of(token_ids: NDArray[np.int32], roles: Sequence[str], lengths: Sequence[int] | int = 1) -> Row:
+    """A row from the role of each part and the tokens of each part."""
+    numbers = np.repeat([_ROLES.index(role) for role in roles], lengths)
+    return Row(token_ids=token_ids, weights=_WEIGHTS[numbers], is_answer=numbers > 0, is_critical=numbers > 1)
 
 
 def padded(row: Row, length: int, pad_id: int) -> Row:
@@ -109,35 +136,44 @@ def padded(row: Row, length: int, pad_id: int) -> Row:
     )
 
 
-def draw_row(rng: random.Random, length: int, sources: Sources, encoder: PieceEncoder) -> Row:
+def draw_row(rng: random.Random, length: int, sources: Sources, encoder: RowEncoder, kinds: Kinds = None) -> Row:
     """One training row: often a long sample, then short ones, then plain text up to exactly `length` tokens."""
-    rows = list(_samples(rng, length, sources, encoder))
+    rows = list(_samples(rng, length, sources, encoder, kinds))
     joined = Row(
         token_ids=np.concatenate([row.token_ids for row in rows]),
         weights=np.concatenate([row.weights for row in rows]),
         is_answer=np.concatenate([row.is_answer for row in rows]),
         is_critical=np.concatenate([row.is_critical for row in rows]),
     )
-    return padded(joined, length, encoder.special(PAD))
+    return padded(joined, length, encoder.pad_id)
 
 
-def _samples(rng: random.Random, length: int, sources: Sources, encoder: PieceEncoder) -> Iterator[Row]:
+def _samples(rng: random.Random, length: int, sources: Sources, encoder: RowEncoder, kinds: Kinds) -> Iterator[Row]:
     room = length
     if rng.random() < LONG_SHARE:
         size = length if rng.random() < 0.6 else rng.randrange(length // 2, length)
+        size -= encoder.markup
         for _ in range(_TRIES):
-            row = encode(draw_long(rng, size, sources), encoder)
+            drawn = draw_long(rng, size, sources, kinds)
+            if drawn is None:
+                break
+            row = encoder.row(drawn)
             if len(row) <= room:
                 room -= len(row)
                 yield row
                 break
+            if encoder.markup:  # sums of parts are not quite exact there
+                size -= len(row) - room
     failures = 0
     while failures < _TRIES and room >= MIN_SHORT:
-        row = encode(draw_short(rng, room, sources), encoder)
+        drawn = draw_short(rng, room, sources, kinds)
+        if drawn is None:
+            break
+        row = encoder.row(drawn)
         if len(row) > room:
             failures += 1
             continue
         room -= len(row)
         yield row
     if room > 1:
-        yield encode(text_dialogue(rng, room + 200, sources), encoder)  # cut by the caller
+        yield encoder.row(text_dialogue(rng, room + 200, sources))  # cut by the caller

@@ -59,10 +59,10 @@ def cell_view(results: Mapping[str, Any], cell: Cell, significant: set[tuple[str
     return {
         "variant": cell["variant"],
         "series": results["variants"].index(cell["variant"]),
-        "mean": numbers.percent(cell["mean"]),
-        "interval": numbers.interval(cell["low"], cell["high"]),
+        "mean": numbers.score(cell["metric"], cell["mean"]),
+        "interval": numbers.score_interval(cell["metric"], cell["low"], cell["high"]),
         "interval_kind": cell["interval"],
-        "stderr": numbers.percent(cell["stderr"], 2),
+        "stderr": numbers.NOT_MEASURED if cell["metric"] in numbers.UNITS else numbers.percent(cell["stderr"], 2),
         "n": numbers.count(cell["n"]),
         "clusters": numbers.count(cell["clusters"]),
         "repeats": numbers.count(cell["repeats"]),
@@ -81,7 +81,9 @@ def cell_view(results: Mapping[str, Any], cell: Cell, significant: set[tuple[str
 
 
 def interval_drawing(cell: Cell, series: int) -> Markup:
-    """Mean and 95 % interval on a track from 0 to 100 %."""
+    """Mean and 95 % interval on a track from 0 to 100 %; nothing for a metric that is no share."""
+    if cell["metric"] in numbers.UNITS:
+        return Markup("")
     scale = Scale(0.0, 1.0, 6.0, 134.0)
     mean, low, high = (numbers.finite(cell[key]) for key in ("mean", "low", "high"))
     parts = [element("line", x1=6, x2=134, y1=9, y2=9, class_="track")]

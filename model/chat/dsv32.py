@@ -88,6 +88,9 @@ class Dsv32Encoding:
         """See `render_messages`."""
         return render_messages(messages, tools, thinking, prefix)
 
+    def plain(self, text: str) -> str:
+        return BOS + text
+
     def parse(self, ids: Sequence[int], thinking: bool) -> Reply:
         """The thought ends at the first end-of-thought *token*; the same letters spelled otherwise are text."""
         tokens = without_eos(ids, self.eos_ids)

@@ -83,6 +83,9 @@ class ChatEncoding(Protocol):
     ) -> str:
         """The prompt up to where the assistant goes on; prefix is the start of the answer."""
 
+    def plain(self, text: str) -> str:
+        """Text without roles, begun as the tokenizer's own rule says."""
+
     def parse(self, ids: Sequence[int], thinking: bool) -> Reply:
         """Read generated ids; never raises, whatever the model wrote."""
 

@@ -55,6 +55,9 @@ class RawEncoding:
         gap = " " if text and prefix and not text[-1].isspace() and not prefix[0].isspace() else ""
         return self._tokenizer.bos + text + gap + prefix
 
+    def plain(self, text: str) -> str:
+        return self._tokenizer.bos + text
+
     def parse(self, ids: Sequence[int], thinking: bool) -> Reply:
         """Everything is content."""
         return _reply(content=self.decode(without_eos(ids, self.eos_ids)))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.checkpoint import load_model, read_raw_config, resolve
-from model.config import read_config
-from model.convert import converted_config
+from model.checkpoint import fingerprint, load_model, read_raw_config, resolve
+from model.config import converted_config, read_config
 from model.errors import ModelError
+from model.indexer_folder import Base
 from model.transformer import Transformer
 
 INIT = 0.6  # std x sqrt(fan in) of the projections
@@ -70,3 +70,9 @@ def start_from(path: str, indexer: Mapping[str, Any] | None, seed: int) -> tuple
     missing = model.load_state_dict(bare.state_dict(), strict=False).missing_keys
     assert all(".indexer." in name for name in missing), "only the indexer is new"
     return model, raw, folder
+
+
+def base_of(path: str) -> Base:
+    """What an indexer for this checkpoint must remember of it; a folder is known by its last name."""
+    folder = resolve(path)
+    return Base(name=folder.name if Path(path).expanduser().is_dir() else path, weights=fingerprint(folder))

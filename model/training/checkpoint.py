@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.convert import TOKENIZER_FILES, published_state, write_shards
+from model.convert import published_state, write_shards, write_tokenizer
 from model.errors import ModelError
+from model.indexer_folder import Base, write_indexer
 from model.placement import FLOAT32
 from model.training.optim import Optimizer
 from model.transformer import Transformer
@@ -37,10 +38,20 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """What every checkpoint of one training shares: config.json and where the tokenizer's files are."""
+    """What every checkpoint of one training shares: config.json and where the tokenizer's files are.
+
+    base, indexer: the model that got its indexer here, and the keys of config.json that describe it.
+    """
 
     raw: Mapping[str, Any]
     tokenizer: Path | None
+    base: Base | None = None
+    indexer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def write_indexer(self, model: Transformer, target: Path) -> None:
+        """The indexer alone, where this training added one."""
+        if self.base is not None:
+            write_indexer(model, self.indexer, self.base, target)
 
     def write_model(self, model: Transformer, target: Path) -> None:
         """config.json, weights in parts below 16 MiB, tokenizer files: what `load_model` and transformers open."""
@@ -52,9 +63,8 @@ class Folder:
             name: t.float() if name.endswith(FLOAT32) else t.to(dtype) for name, t in published_state(model).items()
         }
         write_shards(state, target, SHARD_BYTES)
-        for name in TOKENIZER_FILES if self.tokenizer is not None else ():
-            if (source := (self.tokenizer or target) / name).exists():
-                shutil.copyfile(source, target / name)
+        if self.tokenizer is not None:
+            write_tokenizer(self.tokenizer, target)
 
 
 def save(folder: Folder, model: Transformer, optimizer: Optimizer | None, progress: Progress, target: Path) -> Path:

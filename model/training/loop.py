@@ -74,22 +74,35 @@ class Training:
             raise ModelError(f"{self.out}: no checkpoint to resume from; start without --resume")
         self.progress = resume(found, self.model, self.optimizer)
 
+    def check(self) -> None:
+        """Raise ModelError if a step of a stage that is left cannot fit the model's positions, or memory."""
+        num_bytes = DTYPES[self.config.precision].itemsize
+        free = free_bytes(self.world.device)
+        most = self.model.config.max_positions
+        for stage in self.config.stages[self.progress.stage :]:
+            if stage.max_length > most:
+                raise ModelError(
+                    f"stages.{stage.name}.lengths: {stage.max_length} is beyond the model's {most} positions"
+                )
+            check_memory(self.model, stage, self.config.batch_tokens // self.world.size, num_bytes, free)
+
     def run(self) -> Iterator[TrainingEvent]:
         """Train; yields events (every rank does, rank 0's are worth logging). The last checkpoint is also `out`/model.
+
+        After warm-up alone, an indexer that was added here is `out`/indexer as well.
 
         Raises:
             ModelError: a step cannot fit memory (before the first), or a loss is no number (the checkpoints stay).
         """
-        num_bytes = DTYPES[self.config.precision].itemsize
+        self.check()
         if self.world.device.type == "cuda" and self.config.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # router and indexer: TF32 is still finer than bfloat16
-        free = free_bytes(self.world.device)
-        for stage in self.config.stages[self.progress.stage :]:
-            check_memory(self.model, stage, self.config.batch_tokens // self.world.size, num_bytes, free)
         while self.progress.stage < len(self.config.stages):
             yield from self._stage(self.config.stages[self.progress.stage])
         if self.world.leads:
             save(self.folder, self.model, None, self.progress, self.out / "model")
+            if all(stage.kind == "warmup" for stage in self.config.stages):  # the main model is what it was
+                self.folder.write_indexer(self.model, self.out / "indexer")
         self.world.wait()
 
     def _stage(self, stage: StageConfig) -> Iterator[TrainingEvent]:
@@ -97,6 +110,8 @@ class Training:
         steps = stage.num_steps(config.batch_tokens)
         for forward in (self.forward, self.checking):
             forward.plain_rope = stage.plain_rope
+        if self.world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.world.device)
         yield self._event("stage", stage, {"trains": stage.kind, "topk": stage.topk})
         stream = self.corpus.stream(stage.name, progress.step)
         feed = Feed(
@@ -198,9 +213,10 @@ class Training:
     def _flush(self, stage: StageConfig, interval: _Interval) -> TrainingEvent:
         """One log event of an interval. Raises ModelError naming the first step and layer that is no number."""
         rows, residuals = torch.stack(interval.rows).tolist(), torch.stack(interval.residuals).tolist()
-        for i, (row, layers) in enumerate(zip(rows, residuals, strict=True)):
+        kl = torch.stack(interval.kl).tolist() if interval.kl else [[]] * len(rows)
+        for i, (row, layers, losses) in enumerate(zip(rows, residuals, kl, strict=True)):
             if not math.isfinite(row[0]):
-                self._stop(stage, self.progress.step - len(rows) + i + 1, layers)
+                self._stop(stage, self.progress.step - len(rows) + i + 1, layers, losses)
         names = ("loss", "loss_answer", "loss_rest", "loss_indexer", "norm_main", "norm_indexer")
         values: dict[str, Any] = {}
         for i, name in enumerate(names):
@@ -218,9 +234,12 @@ class Training:
             values["peak_bytes"] = torch.cuda.max_memory_allocated(self.world.device)
         return self._event("step", stage, values)
 
-    def _stop(self, stage: StageConfig, step: int, residuals: list[float]) -> None:
+    def _stop(self, stage: StageConfig, step: int, residuals: list[float], kl: list[float]) -> None:
         bad = [layer for layer, value in enumerate(residuals) if not math.isfinite(value)]
         where = f"layer {bad[0]} is the first whose output is no number" if bad else "every layer's output is a number"
+        lost = [layer for layer, value in zip(self._layers, kl, strict=False) if not math.isfinite(value)]
+        if lost and not bad:
+            where = f"layer {lost[0]} is the first whose indexer's loss is no number"
         kept = latest(self.out)
         left = f"the last good checkpoint is {kept}" if kept is not None else "there is no checkpoint yet"
         raise ModelError(f"stages.{stage.name}: the loss of step {step} is no number; {where}; {left}")

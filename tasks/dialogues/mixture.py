@@ -1,7 +1,7 @@
 """Which dialogues a training row holds, and how often: shares of long and short samples."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tasks.dialogues.dialogue import Dialogue, Sources
 from tasks.dialogues.drills import copy_dialogue, letter_dialogue, text_dialogue
@@ -18,21 +18,29 @@ FUNCTION_TOKENS = 75  # of one function's schema, roughly
 MIN_SHORT = 100  # tokens; less room than this is filled with text
 
 Draw = Callable[[random.Random, int, Sources], Dialogue]
+Table = Mapping[Draw, tuple[str, float, int]]
+Kinds = Mapping[str, float] | None  # factors of the shares by kind, absent ones are left out; None is all as they are
 
 
-def draw_long(rng: random.Random, length: int, sources: Sources) -> Dialogue:
-    """One sample of about `length` tokens."""
-    return _pick(rng, _LONG, length)(rng, length, sources)
+def draw_long(rng: random.Random, length: int, sources: Sources, kinds: Kinds = None) -> Dialogue | None:
+    """One sample of about `length` tokens; None if no such sample is of `kinds`."""
+    draw = _pick(rng, _LONG, length, kinds)
+    return None if draw is None else draw(rng, length, sources)
 
 
-def draw_short(rng: random.Random, length: int, sources: Sources) -> Dialogue:
+def draw_short(rng: random.Random, length: int, sources: Sources, kinds: Kinds = None) -> Dialogue | None:
     """One sample of at most a few hundred tokens; `length` is what the row has left, at least MIN_SHORT."""
-    return _pick(rng, _SHORT, length)(rng, length, sources)
+    draw = _pick(rng, _SHORT, length, kinds)
+    return None if draw is None else draw(rng, length, sources)
 
 
-def _pick(rng: random.Random, table: dict[Draw, tuple[float, int]], length: int) -> Draw:
-    fitting = {draw: share for draw, (share, smallest) in table.items() if length >= smallest}
-    return rng.choices(list(fitting), list(fitting.values()))[0]
+def _pick(rng: random.Random, table: Table, length: int, kinds: Kinds) -> Draw | None:
+    fitting = {
+        draw: share * (1.0 if kinds is None else kinds.get(kind, 0.0))
+        for draw, (kind, share, smallest) in table.items()
+        if length >= smallest and (kinds is None or kinds.get(kind))
+    }
+    return rng.choices(list(fitting), list(fitting.values()))[0] if fitting else None
 
 
 def _haystack(rng: random.Random, noise: float = 0.25) -> HaystackKind:
@@ -146,23 +154,24 @@ def _short_tracking(rng: random.Random, length: int, sources: Sources) -> Dialog
     return chain_dialogue(shape, rng, rng.randrange(150, 300), sources)
 
 
-# share, and the smallest room that it is tried in
-_LONG: dict[Draw, tuple[float, int]] = {
-    _one_of_many: (0.17, 0),
-    _all_lines: (0.11, 0),
-    _many_values: (0.18, 0),
-    _many_keys: (0.07, 0),
-    _tracking: (0.12, 0),
-    _choice: (0.17, 0),
-    _many_tools: (0.14, 800),
-    text_dialogue: (0.04, 0),
+# kind, share, and the smallest room that it is tried in
+_LONG: Table = {
+    _one_of_many: ("needles", 0.17, 0),
+    _all_lines: ("needles", 0.11, 0),
+    _many_values: ("needles", 0.18, 0),
+    _many_keys: ("needles", 0.07, 0),
+    _tracking: ("tracking", 0.12, 0),
+    _choice: ("choice", 0.17, 0),
+    _many_tools: ("tools", 0.14, 800),
+    text_dialogue: ("text", 0.04, 0),
 }
-_SHORT: dict[Draw, tuple[float, int]] = {
-    _sums: (0.30, 0),
-    _few_tools: (0.15, 600),
-    _short_choice: (0.22, 300),
-    _letters: (0.08, 160),
-    _copy: (0.08, 120),
-    _short_needles: (0.11, 240),
-    _short_tracking: (0.06, 240),
+_SHORT: Table = {
+    _sums: ("sums", 0.30, 0),
+    _few_tools: ("tools", 0.15, 600),
+    _short_choice: ("choice", 0.22, 300),
+    _letters: ("letters", 0.08, 160),
+    _copy: ("copy", 0.08, 120),
+    _short_needles: ("needles", 0.11, 240),
+    _short_tracking: ("tracking", 0.06, 240),
 }
+KINDS = tuple(dict.fromkeys(kind for kind, _, _ in (*_LONG.values(), *_SHORT.values())))

@@ -17,6 +17,7 @@ from sums import write_sums
 from harness import cli
 from harness.journal import lock
 from harness.run import run as harness_run
+from tests.harness import bad_training_cases  # noqa: F401  (registers its cases)
 from tests.harness.bad_input_cases import CASES, Words, World, case, run
 from tests.harness.tiny_model import tiny_llama, tiny_model, write_calls
 

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import Config, EndpointModel, LocalModel, ScriptedModel, digest, load_config
+from harness.config import (
+    Config,
+    EndpointModel,
+    LocalModel,
+    ScriptedModel,
+    TaskEntry,
+    Variant,
+    digest,
+    load_config,
+)
 from harness.engine import Attention
 from harness.errors import HarnessError
 
@@ -156,6 +165,18 @@ def test_the_digest_lets_tasks_margins_and_recall_grow(tmp_path, old, new):
 )
 def test_the_digest_changes_with_model_variants_and_seed(tmp_path, old, new):
     assert digest(load_config(write(tmp_path, GOOD))) != digest(load_config(write(tmp_path, changed(old, new))))
+
+
+def test_only_an_indexer_that_is_named_is_part_of_the_digest(tmp_path):
+    one, other, bare = (
+        LocalModel(path="a", indexer=indexer) if indexer else LocalModel(path="a") for indexer in ("b", "c", None)
+    )
+    assert "indexer" not in bare.model_dump() and one.model_dump()["indexer"] == "b"
+    found = [
+        digest(Config(name="n", model=model, variants={"d": Variant(topk=None)}, tasks=(TaskEntry(task="t"),)))
+        for model in (one, other, bare)
+    ]
+    assert len(set(found)) == 3
 
 
 def test_the_digest_is_a_short_hexadecimal_name(tmp_path):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from harness.corpus.config import CorpusConfig
 from harness.corpus.corpus import Corpus
 from harness.corpus.maker import BatchMaker
-from harness.corpus.rows import dialogue_parts, encode
+from harness.corpus.rows import dialogue_parts
 from harness.errors import HarnessError
 from model.chat.dsv32 import render_messages
 from model.chat.dsv32_parse import BOS, EOS, USER, parse_completion
@@ -84,7 +84,7 @@ def test_ids_are_the_tokenizers_ids_of_what_the_chat_encoding_renders(maker, tok
     for dialogue in dialogues(maker, name):
         text = rendered(dialogue)
         assert "".join(part for part, _ in dialogue_parts(dialogue)) == text
-        row = encode(dialogue, maker._encoder)
+        row = maker._encoder.row(dialogue)
         assert row.token_ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
@@ -105,7 +105,7 @@ def test_dialogues_without_thoughts_are_one_rendered_conversation(maker, name):
 @pytest.mark.parametrize("name", GENERATORS)
 def test_answer_mask_covers_exactly_what_the_assistant_writes(maker, tokenizer, name):
     for dialogue in dialogues(maker, name):
-        row = encode(dialogue, maker._encoder)
+        row = maker._encoder.row(dialogue)
         runs = []
         for is_answer, group in itertools.groupby(zip(row.is_answer, row.token_ids, strict=True), lambda pair: pair[0]):
             if is_answer:
@@ -122,7 +122,7 @@ def test_answer_mask_covers_exactly_what_the_assistant_writes(maker, tokenizer, 
 
 def test_values_are_critical_and_phrases_are_not(maker, tokenizer):
     dialogue = next(dialogues(maker, "_all_lines"))
-    row = encode(dialogue, maker._encoder)
+    row = maker._encoder.row(dialogue)
     critical = tokenizer.decode(row.token_ids[row.is_critical].tolist())
     assert critical == "".join(part for turn in dialogue.turns for part, role in turn.answer if role == "value")
 

@@ -216,6 +216,14 @@ def power_at(n, discordance, margin, trials=500):
     return shown / trials
 
 
+def test_an_interval_of_shares_ends_where_shares_do():
+    few = counted(0, 8, 10)
+    assert few.low == -1.0 and few.high is not None and -0.8 < few.high < 0
+    scores = paired([0.0, 5.0, 9.0], [9.0, 6.0, 9.0], range(3), margin=0.1)
+    assert scores.low is not None and scores.low < -1
+    assert pooled([few, few], margin=0.1).low == pytest.approx(-1.0, abs=0.1)
+
+
 def test_the_n_needed_gives_80_percent_power():
     many, few = counted(5, 5, 40, margin=0.1, right=15), counted(1, 1, 60, margin=0.05, right=30)
     assert (many.verdict, few.verdict) == ("INCONCLUSIVE", "INCONCLUSIVE")

@@ -2,16 +2,28 @@
 
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from harness.engine import TrainingEvent
+from harness.config import LocalModel
+from harness.engine import (
+    Attention,
+    ModelError,
+    Request,
+    TrainingEvent,
+    describe_model,
+    open_engine,
+    weight_bytes,
+)
 from harness.errors import HarnessError
 from harness.train import train
 from harness.train_config import load_train_config
 from harness.train_log import TrainLog, cut_after
+from tests.harness.tiny_model import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
@@ -93,6 +105,52 @@ def test_a_tokenizer_that_is_not_there_is_told_in_a_line(tmp_path):
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(HarnessError, match=r"model\.tokenizer: .* does not exist"):
         train(path, out=tmp_path / "out", resume=False)
+
+
+def warm_up(tmp_path, peak, **changes):
+    """A warm-up alone of a tiny grouped-query model in its own tokens."""
+    if not (tmp_path / "llama").exists():
+        tiny_llama(tmp_path / "llama")
+    sizes = {"index_n_heads": 2, "index_head_dim": 16, "index_rope_dim": 8, "index_topk": 8}
+    stage = {"name": "warmup", "kind": "warmup", "steps": 4, "indexer": {"peak": peak}, "lengths": {0.0: {256: 1}}}
+    return small(
+        tmp_path, model={"start": str(tmp_path / "llama"), "indexer": sizes}, stages=[stage],
+        evaluation={"lengths": [512], "rows": 2, "tasks": ["single_book"], "recall_topk": 32}, **changes,
+    )  # fmt: skip
+
+
+def test_a_warm_up_alone_leaves_an_indexer_that_a_run_can_join(tmp_path, capsys):
+    train(warm_up(tmp_path, 1e-3), out=tmp_path / "out", resume=False)
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "indexer")
+    choices = [
+        LocalModel(path=str(tmp_path / "llama"), indexer=indexer) for indexer in (None, str(tmp_path / "out/indexer"))
+    ]
+    bare, joined = (describe_model(choice) for choice in choices)
+    assert "indexer" in joined.selectors and "indexer" not in bare.selectors
+    assert joined.fingerprint != bare.fingerprint
+    engine = open_engine(choices[1], {"sparse": Attention(topk=8)})
+    (result,) = engine.run([Request(id="a", variant="sparse", token_ids=tuple(range(64)), max_tokens=2)])
+    assert result.error is None
+    assert weight_bytes(choices[1]) > weight_bytes(choices[0])
+
+
+def test_a_loss_that_is_no_number_names_step_layer_and_the_last_good_checkpoint(tmp_path):
+    path = warm_up(tmp_path, 1e30, checkpoint_every=1, log_every=1)
+    with pytest.raises(ModelError) as caught:
+        train(path, out=tmp_path / "out", resume=False)
+    said = str(caught.value)
+    assert re.search(r"^stages\.warmup: the loss of step \d is no number; layer \d is the first whose indexer's", said)
+    kept = re.search(r"the last good checkpoint is (\S+)$", said)
+    assert kept is not None and (Path(kept[1]) / "training" / "progress.json").is_file()
+
+
+def test_a_checkpoint_of_another_architecture_is_not_resumed(tmp_path):
+    path = warm_up(tmp_path, 1e-3)
+    train(path, out=tmp_path / "out", resume=False)
+    shutil.rmtree(tmp_path / "llama")
+    tiny_llama(tmp_path / "llama", num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"a checkpoint of another architecture: \d+ tensors differ, first layers\.2"):
+        train(path, out=tmp_path / "out", resume=True)
 
 
 def event(step, total, **values):

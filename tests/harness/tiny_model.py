@@ -19,14 +19,15 @@ def tiny_model(folder: Path, *, template: str | None = CHAT, **changes: object) 
     return write_byte_tokenizer(folder, template=template, eos=257)
 
 
-def tiny_llama(folder: Path) -> Path:
-    """A grouped-query checkpoint: it has no indexer."""
+def tiny_llama(folder: Path, **changes: int) -> Path:
+    """A grouped-query checkpoint: it has no indexer. changes: of its config."""
     import transformers
 
-    config = transformers.LlamaConfig(
-        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=4096,
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    config = transformers.LlamaConfig(**(sizes | changes))
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return write_byte_tokenizer(folder, template=CHAT, eos=257)
 

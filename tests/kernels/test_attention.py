@@ -24,6 +24,19 @@ def test_dense_attention_matches_the_reference(queries, keys, heads, groups, dim
     torch.testing.assert_close(dense_mla(q, k, v, 0.3, start), dense_mla_reference(q, k, v, 0.3, start), **CLOSE)
 
 
+@pytest.mark.parametrize("queries, keys", [(7, 63), (64, 300)])
+@pytest.mark.parametrize("groups, masked", [(1, False), (2, True), (4, True)])
+def test_dense_attention_in_bfloat16_rounds_probabilities_and_results_alone(queries, keys, groups, masked):
+    q, k, v = (torch.randn(n, g, 32).bfloat16() for n, g in ((queries, 4), (keys, groups), (keys, groups)))
+    mask = torch.rand(queries, keys) < 0.3
+    mask[:, 0] = True
+    asked = (q, k, v[..., :24], 0.3, keys - queries, mask if masked else None)
+    expected = dense_mla_reference(*asked)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    assert float((dense_mla(*asked).float() - expected).norm() / expected.norm()) <= 4e-3
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 def test_dense_attention_under_a_mask_matches_the_reference():
     q, k, v = torch.randn(9, 4, 16), torch.randn(40, 2, 16), torch.randn(40, 2, 16)
     mask = torch.rand(9, 40) < 0.3

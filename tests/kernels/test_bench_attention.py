@@ -63,3 +63,11 @@ def test_positions_become_slots_of_their_pages():
     pages = torch.tensor([[3, 0], [1, 2]], dtype=torch.int32)
     ids = torch.tensor([[0, 63, 64], [127, -1, 5]], dtype=torch.int32)
     assert page_slots(ids, pages).tolist() == [[192, 255, 0], [191, -1, 69]]
+
+
+def test_the_kernel_benchmark_finds_every_case():
+    pytest.importorskip("kernels.bench", reason="the benchmark's timing is not built in yet")
+    from kernels import bench_attention_cases
+
+    found = list(bench_attention_cases.cases())
+    assert len({case.name for case in found}) == len(found) == len(cases())

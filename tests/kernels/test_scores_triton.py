@@ -1,0 +1,68 @@
+"""The selection's Triton kernels without a GPU: right in the interpreter, compiled for sm_90 at DeepSeek-V3.2's sizes."""
+
+import pytest
+import torch
+
+from tests.kernels.triton_runs import run_interpreted
+
+E4M3, BF16, F32, I32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int32
+CONTEXT, CHUNK = 131_072, 4096
+MAX_STACK = 256  # bytes a thread may set aside outside of its loops: what ptxas could not keep in registers
+
+
+@pytest.mark.parametrize("name", ["index_scores", "topk"])
+def test_kernel_is_right_in_the_interpreter(name):
+    run_interpreted(name)
+
+
+def empty(*shape, dtype=F32):
+    """A tensor without memory: a launch reads its shape only."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """build(module, kernel name, launch) -> what the launch's kernel needs of an H100."""
+    pytest.importorskip("triton", reason="needs triton")
+    from tests.kernels.hopper import SHARED_LIMIT, Build
+
+    def compiled(module, name, launch):
+        stand_in = Build(getattr(module, name))
+        monkeypatch.setattr(module, name, stand_in)
+        launch()
+        assert 0 < stand_in.registers
+        assert stand_in.shared <= SHARED_LIMIT
+        assert stand_in.stack <= MAX_STACK
+        return stand_in
+
+    return compiled
+
+
+@pytest.mark.parametrize("dtype, heads, dim", [(E4M3, 64, 128), (BF16, 64, 128), (BF16, 32, 128), (E4M3, 4, 64)])
+def test_index_scores_multiply_on_tensor_cores(build, dtype, heads, dim):
+    from kernels import index_scores_triton as module
+
+    q, k, w = empty(CHUNK, heads, dim, dtype=dtype), empty(CONTEXT, dim, dtype=dtype), empty(CHUNK, heads)
+    scale = empty(CONTEXT) if dtype == E4M3 else None
+    built = build(
+        module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, CONTEXT - CHUNK, scale)
+    )
+    assert "wgmma" in built.ptx
+    assert "cp.async" in built.ptx  # the next keys travel while these are multiplied
+
+
+def test_float32_index_scores_compile(build):
+    from kernels import index_scores_triton as module
+
+    q, k, w = empty(CHUNK, 64, 128), empty(CONTEXT, 128), empty(CHUNK, 64)
+    build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, empty(CHUNK, dtype=I32)))
+
+
+@pytest.mark.parametrize("rows, k", [(CHUNK, 2048), (64, 2048), (1, 16), (CHUNK, 128)])
+def test_topk_reads_whole_vectors(build, monkeypatch, rows, k):
+    from kernels import topk_triton as module
+
+    monkeypatch.setattr(module, "num_processors", lambda device: 132)
+    scores, visible = empty(rows, CONTEXT), empty(rows, dtype=I32)
+    built = build(module, "topk_kernel", lambda: module.topk_triton(scores, k, visible))
+    assert "ld.global.v4" in built.ptx

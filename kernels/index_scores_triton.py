@@ -116,3 +116,8 @@ def index_scores_triton(
 def empty_scores(s: int, t: int, device: torch.device) -> torch.Tensor:
     """[s, t] float32, not written yet, in rows that start at multiples of 128 bytes."""
     return torch.empty(s, triton.cdiv(t, ROW_ALIGNMENT) * ROW_ALIGNMENT, dtype=torch.float32, device=device)[:, :t]
+
+
+def num_processors(device: torch.device) -> int:
+    """SMs of a GPU; elsewhere one, where the interpreter runs programs in turn."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.index_scores_triton import num_processors
+
 NUM_GROUPS, GROUP = 512, 4  # the sample: strata of the row, and neighbours read in each
 SAMPLED_TRIES = 4  # guesses from the sample before the bracket is simply halved
 MIN_LIST = 2048
@@ -211,8 +213,3 @@ def _whole_vectors(scores: torch.Tensor) -> torch.Tensor:
     if aligned and end * scores.element_size() <= scores.untyped_storage().nbytes():
         return scores
     return torch.nn.functional.pad(scores, (0, -t % 4))
-
-
-def num_processors(device: torch.device) -> int:
-    """SMs of a GPU; elsewhere one, where the interpreter runs programs in turn."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

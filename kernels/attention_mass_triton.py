@@ -1,7 +1,7 @@
 """Head-averaged attention on a GPU in two passes over the keys: first every head's log-sum-exp, then the averages.
 
-Keys are the rows of the product and (query, head) pairs its columns, as in `index_scores_triton`: the sum over heads
-stays within a thread's registers, and nothing of size heads x keys is ever written.
+Each pass lays out its product so that its sum stays within few threads: over keys in the first, over heads in the
+second, as in `index_scores_triton`. Nothing of size heads x keys is ever written.
 """
 
 import torch
@@ -19,20 +19,24 @@ TILES = {2: (128, 128, 64), 4: (32, 32, 32)}
 @triton.jit
 def _scores(
     q_ptr, k_ptr, columns_before, real, keys, token_stride,
-    DIM: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
+    DIM: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Dot products of keys and (query, head) columns, [KEYS, COLUMNS] float32."""
+    """Dot products of keys and (query, head) columns, [KEYS, COLUMNS] or [COLUMNS, KEYS] float32."""
     dims = tl.arange(0, BLOCK_D)
     k_rows = k_ptr + keys.to(tl.int64) * token_stride
     q_rows = q_ptr + columns_before * DIM
-    dots = tl.zeros((KEYS, COLUMNS), tl.float32)
+    ROWS: tl.constexpr = KEYS if KEYS_FIRST else COLUMNS
+    dots = tl.zeros((ROWS, KEYS * COLUMNS // ROWS), tl.float32)
     for step in range(0, DIM, BLOCK_D):
         left = step + dims
         # compile-time true where the width is a multiple of the step
         inside = (left < DIM)[None, :] if DIM % BLOCK_D else tl.full((1, BLOCK_D), True, tl.int1)
         k = tl.load(k_rows[:, None] + left[None, :], mask=inside, other=0.0)
         q = tl.load(q_rows[:, None] + left[None, :], mask=inside & real[:, None], other=0.0)
-        dots = tl.dot(k, tl.trans(q), dots, input_precision="tf32x3")
+        if KEYS_FIRST:
+            dots = tl.dot(k, tl.trans(q), dots, input_precision="tf32x3")
+        else:
+            dots = tl.dot(q, tl.trans(k), dots, input_precision="tf32x3")
     return dots
 
 
@@ -67,11 +71,11 @@ def partial_sums_kernel(
         keys = tile + tl.arange(0, KEYS)
         near = tl.minimum(keys, num_keys - 1)
         dots = _scores(q_ptr, k_ptr + group * group_stride, place, real, near, token_stride,
-                       DIM, COLUMNS, KEYS, BLOCK_D)  # fmt: skip
-        seen = keys[:, None] <= tl.minimum(position, num_keys - 1)[None, :]
+                       DIM, COLUMNS, KEYS, BLOCK_D, KEYS_FIRST=False)  # fmt: skip
+        seen = keys[None, :] <= tl.minimum(position, num_keys - 1)[:, None]
         dots = tl.where(seen, dots * scale, float("-inf"))
-        higher = tl.maximum(top, tl.max(dots, axis=0))
-        total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(dots - higher[None, :]), axis=0)
+        higher = tl.maximum(top, tl.max(dots, axis=1))
+        total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(dots - higher[:, None]), axis=1)
         top = higher
     base = split.to(tl.int64) * num_queries * HEADS
     tl.store(top_ptr + base + place, top, mask=real)
@@ -96,7 +100,7 @@ def attention_mass_kernel(
         for group in range(GROUPS):
             _, place, real = _columns(first_row, group, num_queries, HEADS, GROUPS, BLOCK_H, COLUMNS)
             dots = _scores(q_ptr, k_ptr + group * group_stride, place, real, near, token_stride,
-                           DIM, COLUMNS, KEYS, BLOCK_D)  # fmt: skip
+                           DIM, COLUMNS, KEYS, BLOCK_D, KEYS_FIRST=True)  # fmt: skip
             lse = tl.load(lse_ptr + place, mask=real, other=float("inf"))  # a column of padding weighs nothing
             shares = tl.exp2(dots * scale - lse[None, :])
             mass += tl.sum(tl.reshape(shares, (KEYS, QUERIES, BLOCK_H)), axis=2)
@@ -123,6 +127,7 @@ def attention_mass_triton(q: torch.Tensor, k: torch.Tensor, scale: float, positi
     sizes = {
         "HEADS": h, "GROUPS": g, "DIM": d, "BLOCK_H": block_h, "COLUMNS": columns, "KEYS": keys, "BLOCK_D": block_d,
         "num_warps": 8 if keys * columns > 4096 else 4, "num_stages": 3,
+        "maxnreg": 128 if q.element_size() == 2 else None,  # two programs an SM
     }  # fmt: skip
     partial_sums_kernel[(groups_of_rows, g, splits)](
         q, k, positions, top, total, scale * LOG2_E, s, t, k.stride(0), k.stride(1), SPLIT=SPLIT, **sizes

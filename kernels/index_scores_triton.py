@@ -102,7 +102,7 @@ def index_scores_triton(
     groups = triton.cdiv(s, queries)
     wanted = triton.next_power_of_2(triton.cdiv(groups * t, ENOUGH_PROGRAMS))
     keys_a_program = min(MAX_KEYS_A_PROGRAM, max(MIN_KEYS_A_PROGRAM, wanted))
-    positions = start if isinstance(start, torch.Tensor) else None
+    positions = start.to(torch.int32) if isinstance(start, torch.Tensor) else None
     index_scores_kernel[(groups, triton.cdiv(t, keys_a_program))](
         q, k, w if k_scale is None else k_scale, w, w if positions is None else positions, out,
         0 if positions is not None else start, s, t, keys_a_program, out.stride(0),

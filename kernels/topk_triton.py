@@ -44,7 +44,7 @@ def _pivot(row_ptr, num_keys, rank, NUM_GROUPS: tl.constexpr, GROUP: tl.constexp
     keys = tl.reshape(_keys(tl.load(row_ptr + cols)), (NUM_GROUPS * GROUP,))
     found = tl.full((), 0, tl.uint32)  # the largest key tried that rank samples reach, as an offset to the least key
     step = tl.full((), 1 << 31, tl.uint32)
-    while step >= 256:
+    while step > 0:
         tried = found + step
         reached = tl.sum((keys >= (tried ^ 0x80000000).to(tl.int32, bitcast=True)).to(tl.int32), axis=0)
         found = tl.where(reached >= rank, tried, found)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.engine import bench_kernels as measure_kernels
 from harness.engine import bench_model as measure_model
 from harness.errors import HarnessError
 from harness.files import write_json
@@ -23,6 +24,45 @@ def bench_model(contexts: str, rounds: int, out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, {**provenance(), **measured})
+
+
+def bench_kernels(only: str, rounds: int, out: Path | None) -> None:
+    """Measure the kernels, print the table and, if asked, write {**provenance, **measurements} to `out`.
+
+    Raises ModelError without a GPU, without a case of that name, or if the kernels' tests fail.
+    """
+    measured = measure_kernels(only, rounds)
+    _print_kernels(measured)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, {**provenance(), **measured})
+
+
+def _print_kernels(measured: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{measured['device']}, medians of {measured['rounds']} with quartiles",
+        caption=f"peers: {measured['peers']}",
+    )
+    for name in ("kernel", "shape", "ms", "TFLOP/s", "GB/s", "peer ms", "peer / ours"):
+        table.add_column(name, justify="left" if name in ("kernel", "shape") else "right")
+    for row in measured["rows"]:
+        if "failure" in row:
+            table.add_row(row["kernel"], row["shape"], row["failure"], *[MISSING] * 4)
+            continue
+        peer = min(row.get("peer_ms", {}).values(), default=None)
+        table.add_row(
+            row["kernel"],
+            row["shape"],
+            f"{row['ms']:.4f} ({row['ms_q25']:.4f}-{row['ms_q75']:.4f})",
+            f"{row['tflops']:.0f}" if "tflops" in row else MISSING,
+            f"{row['gbytes_per_second']:.0f}" if "gbytes_per_second" in row else MISSING,
+            MISSING if peer is None else f"{peer:.4f}",
+            _ratio(peer, row["ms"]),
+        )
+    Console(width=160).print(table)
 
 
 def _lengths(text: str) -> list[int]:

@@ -211,6 +211,19 @@ def bench_model(
     bench(contexts, rounds, out)
 
 
+@bench_app.command("kernels", cls=PlainUsage)
+@one_line_errors
+def bench_kernels(
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
+    rounds: Annotated[int, typer.Option(min=2, metavar="N", help="Timed calls of each case.")] = 30,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
+) -> None:
+    """Times of the GPU kernels beside their peers', after their tests."""
+    from harness.bench import bench_kernels as bench
+
+    bench(only, rounds, out)
+
+
 def main() -> None:
     """Run the command of sys.argv; a wrong command line is one line as well."""
     command = typer.main.get_command(app)

@@ -58,6 +58,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingEvent",
     "Usage",
+    "bench_kernels",
     "bench_model",
     "convert",
     "describe_model",
@@ -173,6 +174,13 @@ def convert(source: str, destination: str) -> Path:
     from model.convert import convert_folder
 
     return convert_folder(source, destination)
+
+
+def bench_kernels(only: str, rounds: int) -> dict[str, Any]:
+    """Kernel times on this GPU as model.kernel_bench gives them; ModelError without a GPU or if a test fails."""
+    from model.kernel_bench import bench_kernels
+
+    return bench_kernels(only, rounds)
 
 
 def bench_model(contexts: Sequence[int], rounds: int) -> dict[str, Any]:

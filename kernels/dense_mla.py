@@ -6,6 +6,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from kernels.check import check_tensor
+from kernels.dense_prefill import PrefillBackend, causal_by_cudnn, choose_prefill
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
 
 def dense_mla_reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor | None = None
@@ -13,29 +18,78 @@ def dense_mla_reference(
     """Plain meaning of `dense_mla`: softmax(scale * q . k) v over visible (and selected) keys; float32, quadratic."""
     s, h, _ = q.shape
     t, g, _ = k.shape
-    heads = torch.arange(h) // (h // g)
+    heads = torch.arange(h, device=q.device) // (h // g)
     scores = torch.einsum("shd,thd->hst", q.float(), k.float()[:, heads]) * scale
-    visible = torch.arange(t)[None, :] <= start + torch.arange(s)[:, None]
+    visible = torch.arange(t, device=q.device)[None, :] <= start + torch.arange(s, device=q.device)[:, None]
     scores = scores.masked_fill(~(visible if mask is None else visible & mask), float("-inf"))
     return torch.einsum("hst,thc->shc", scores.softmax(-1), v.float()[:, heads])
 
 
 def dense_mla(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    start: int,
+    mask: torch.Tensor | None = None,
+    *,
+    backend: PrefillBackend = "auto",
 ) -> torch.Tensor:
     """Attend to keys 0..start + i, or to those of them in `mask`.
 
     Args:
-        q: queries, [s, h, d]; head j belongs to group j // (h / g).
-        k: keys, [t, g, d], t == start + s: one group for absorbed MLA, h groups for the MHA form.
+        q: queries, [s, h, d], bfloat16, float16 or float32; head j belongs to group j // (h / g).
+        k: keys, [t, g, d], t == start + s: one group for absorbed MLA, h groups for the MHA form. Its last axis and
+            that of q and v are packed, the others may have any stride.
         v: values, [t, g, c].
-        scale: softmax scale; for MLA always that of the MHA form, whatever d is.
+        scale: softmax scale, above 0; for MLA always that of the MHA form, whatever d is.
         start: position of q[0].
         mask: [s, t] bool, true where a key is selected; every row needs at least one visible key.
+        backend: "auto" takes torch on a CPU; on a GPU triton under a mask, else what `choose_prefill` says.
 
     Returns:
-        [s, h, c] in q's dtype. Peak memory: a few float32 [s, t] and one head's keys beside the inputs.
+        [s, h, c] in q's dtype. Peak memory: on a CPU a few float32 [s, t] and one head's keys beside the inputs, on a
+        GPU two results.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride that does not fit.
     """
+    _check(q, k, v, scale, start, mask)
+    best: PrefillBackend = "triton" if q.is_cuda and mask is not None else choose_prefill(q, k, v)
+    backend = best if backend == "auto" else backend
+    if backend not in ("torch", best) and (backend == "cudnn" or not q.is_cuda):
+        known = " or ".join(sorted({best, "torch"}))
+        raise ValueError(f"dense_mla: expected backend {known} for these tensors on {q.device}, got {backend}")
+    if backend == "torch":
+        return _by_torch(q, k, v, scale, start, mask)
+    if backend == "cudnn":
+        return causal_by_cudnn(q, k, v, scale, start)[0]
+    from kernels.masked_mha_triton import masked_mha
+
+    out = torch.empty(*q.shape[:2], v.shape[-1], dtype=q.dtype, device=q.device)
+    masked_mha(q, k, v, scale, start, mask, out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device))
+    return out
+
+
+def _check(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor | None
+) -> None:
+    check_tensor("dense_mla", "q", q, ("s", "h", "d"), DTYPES, q.device, contiguous=False)
+    s, h, d = q.shape
+    check_tensor("dense_mla", "k", k, (start + s, "g", d), (q.dtype,), q.device, contiguous=False)
+    check_tensor("dense_mla", "v", v, (start + s, k.shape[1], "c"), (q.dtype,), q.device, contiguous=False)
+    if h % k.shape[1]:
+        raise ValueError(f"dense_mla: expected q's heads to be a multiple of k's {k.shape[1]} groups, got {h}")
+    if mask is not None:
+        check_tensor("dense_mla", "mask", mask, (s, start + s), (torch.bool,), q.device, contiguous=False)
+    if not scale > 0.0:
+        raise ValueError(f"dense_mla: expected scale above 0, got {scale}")
+
+
+def _by_torch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The CPU path: torch's fused attention, one key head a group."""
     s, h, d = q.shape
     t, g, c = v.shape
     width = max(d, c)  # one width for q, k and v, or torch leaves its fused kernel

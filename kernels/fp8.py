@@ -2,6 +2,8 @@
 
 import torch
 
+from kernels.check import check_tensor
+
 E4M3_MAX = 448.0
 AMAX_FLOOR = 1e-4
 GROUP = 128
@@ -19,8 +21,12 @@ def quantize_e4m3(
 
     Returns:
         (values [..., d] float8_e4m3fn, scales [..., ceil(d / group)] float32); x ~ values * scales.
-        Source: DeepSeek-V3.2-Exp inference/kernel.py, act_quant (amax floor 1e-4).
+        Source: DeepSeek-V3.2-Exp inference/kernel.py, act_quant (amax floor 1e-4). The same bits on CPU and GPU.
     """
+    if x.is_cuda:
+        from kernels.fp8_triton import quantize_triton
+
+        return quantize_triton(x, group, power_of_two, AMAX_FLOOR, E4M3_MAX)
     d = x.shape[-1]
     groups = -(-d // group)
     padded = torch.nn.functional.pad(x.float(), (0, groups * group - d)).unflatten(-1, (groups, group))
@@ -29,7 +35,7 @@ def quantize_e4m3(
         mantissa, exponent = torch.frexp(scales)  # scale = mantissa * 2**exponent, mantissa in [0.5, 1)
         scales = torch.ldexp(torch.ones_like(scales), torch.where(mantissa == 0.5, exponent - 1, exponent))
     rounded = (padded / scales[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return rounded.flatten(-2)[..., :d], scales
+    return rounded.flatten(-2)[..., :d].contiguous(), scales
 
 
 def dequantize_e4m3(values: torch.Tensor, scales: torch.Tensor, group: int = GROUP) -> torch.Tensor:
@@ -56,3 +62,44 @@ def dequantize_blocks(weight: torch.Tensor, scale_inv: torch.Tensor, block: int 
         raise ValueError(f"expected scales {list(expected)} for weight [{rows}, {cols}], got {list(scale_inv.shape)}")
     scales = scale_inv.float().repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :cols]
     return weight.float() * scales
+
+
+def block_matmul_reference(
+    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
+    """Plain meaning of `block_matmul`: both sides times their scales, multiplied in float32."""
+    return dequantize_e4m3(x, x_scale) @ dequantize_blocks(weight, weight_scale).T
+
+
+def block_matmul(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:
+    """x times the transposed weight, both FP8, products summed in float32 by groups of 128.
+
+    Args:
+        x: [s, d] float8_e4m3fn with x_scale [s, ceil(d / 128)] float32, as `quantize_e4m3` gives them.
+        weight: [n, d] float8_e4m3fn with weight_scale [ceil(n / 128), ceil(d / 128)] float32.
+        dtype: of the result.
+
+    Returns:
+        [s, n]. A row's bits depend on the row and the weight alone.
+
+    Raises:
+        ValueError: a wrong shape, dtype, device or stride.
+    """
+    where = "block_matmul"
+    check_tensor(where, "x", x, ["s", "d"], [torch.float8_e4m3fn], x.device)
+    check_tensor(where, "weight", weight, ["n", x.shape[1]], [torch.float8_e4m3fn], x.device)
+    groups = -(-x.shape[1] // GROUP)
+    check_tensor(where, "x_scale", x_scale, [x.shape[0], groups], [torch.float32], x.device)
+    blocks = [-(-weight.shape[0] // GROUP), groups]
+    check_tensor(where, "weight_scale", weight_scale, blocks, [torch.float32], x.device)
+    if x.is_cuda:
+        from kernels.grouped_gemm_triton import block_matmul_triton
+
+        return block_matmul_triton(x, x_scale, weight, weight_scale, dtype)
+    return block_matmul_reference(x, x_scale, weight, weight_scale).to(dtype)

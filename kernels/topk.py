@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from kernels.check import check_tensor
+
 
 def topk_reference(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tensor:
     """Plain meaning of `topk`: a stable descending sort of the visible keys, the first k, ascending, -1 last.
@@ -29,8 +31,16 @@ def topk_mask(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tens
 
     Returns:
         [s, t], bool, min(k, n) true in each row; equal scores go to the smaller index.
+
+    Raises:
+        ValueError: a wrong shape, dtype, device or k.
     """
+    _check("topk_mask", scores, k, visible)
     s, t = scores.shape
+    if scores.is_cuda:
+        mask = torch.zeros(s, t + 1, dtype=torch.bool, device=scores.device)  # the last column takes the -1
+        ids = topk(scores, k, visible).long()
+        return mask.scatter_(1, torch.where(ids < 0, t, ids), True)[:, :t]
     seen = torch.arange(t, device=scores.device)[None, :] < visible[:, None]
     if t <= k or s == 0:
         return seen
@@ -59,5 +69,20 @@ def mask_to_ids(mask: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def topk(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tensor:
-    """The k best visible keys of every query: ids [s, k], int32, ascending, -1 last. Arguments as `topk_mask`."""
+    """The k best visible keys of every query: ids [s, k], int32, ascending, -1 last. Arguments as `topk_mask`.
+
+    On a GPU the scores are read about once; rows should start at multiples of 16 bytes, as `index_scores` gives them.
+    """
+    _check("topk", scores, k, visible)
+    if scores.is_cuda:
+        from kernels.topk_triton import topk_triton
+
+        return topk_triton(scores, k, visible.to(torch.int32))
     return mask_to_ids(topk_mask(scores, k, visible), k)
+
+
+def _check(where: str, scores: torch.Tensor, k: int, visible: torch.Tensor) -> None:
+    if k < 1:
+        raise ValueError(f"{where}: expected k of at least 1, got {k}")
+    check_tensor(where, "scores", scores, ["s", "t"], [torch.float32], scores.device, contiguous=False)
+    check_tensor(where, "visible", visible, [scores.shape[0]], [torch.int32, torch.int64], scores.device)

@@ -1,0 +1,175 @@
+"""Cases of `kernels/bench.py`: scores, top-k, attention mass, FP8 and expert products at DeepSeek-V3.2's shapes."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from kernels.attention_mass import attention_mass
+from kernels.bench import Case
+from kernels.fp8 import block_matmul, quantize_e4m3
+from kernels.grouped_gemm import expert_mlp
+from kernels.index_scores import index_scores
+from kernels.index_scores_paged import PAGE, index_scores_paged, page_bytes
+from kernels.index_scores_triton import Tile, index_scores_triton
+from kernels.topk import topk
+
+TESTS = ("tests/gpu/test_selection.py",)
+HEADS, DIM, TOPK, QUERIES = 64, 128, 2048, 4096
+E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
+
+PREFILL_MS = {8192: 0.379, 32768: 1.961, 65536: 4.217, 131072: 8.369}  # DeepGEMM, float32 out
+PAGED_MS = {  # DeepGEMM, by keys and batch
+    (8192, 1): 0.0074, (8192, 8): 0.0114, (8192, 32): 0.0238, (8192, 64): 0.0390, (8192, 128): 0.0644,
+    (32768, 1): 0.0090, (32768, 8): 0.0239, (32768, 32): 0.0641, (32768, 64): 0.1146, (32768, 128): 0.2121,
+    (131072, 1): 0.0160, (131072, 8): 0.0641, (131072, 32): 0.2116, (131072, 64): 0.4078, (131072, 128): 0.7985,
+}  # fmt: skip
+MANY_ROWS_MS = {8192: 0.125, 32768: 0.436, 65536: 0.800, 131072: 1.557}  # vLLM top_k_per_row_prefill
+FEW_ROWS_MS = {  # the fastest of vLLM's two and sgl-kernel's, by keys and rows
+    (8192, 1): 0.0112, (8192, 8): 0.0117, (8192, 32): 0.0121, (8192, 64): 0.0100, (8192, 128): 0.0107,
+    (32768, 1): 0.0229, (32768, 8): 0.0233, (32768, 32): 0.0249, (32768, 64): 0.0209, (32768, 128): 0.0244,
+    (131072, 1): 0.0267, (131072, 8): 0.0315, (131072, 32): 0.0562, (131072, 64): 0.0660, (131072, 128): 0.0821,
+}  # fmt: skip
+# designs beside the one in use: for the log of what was tried
+OTHER_TILES = {
+    "4 queries, 2 programs an SM": Tile(keys=64, columns=256, num_warps=4, num_stages=3),
+    "128 keys, 8 warps": Tile(keys=128, columns=128, num_warps=8, num_stages=3),
+    "3 programs an SM": Tile(keys=64, columns=128, num_warps=4, num_stages=4),
+}
+
+
+def cases() -> Iterator[Case]:
+    """All cases, most important first."""
+    for keys, peer in PREFILL_MS.items():
+        pairs = QUERIES * (keys - QUERIES) + QUERIES * (QUERIES + 1) // 2
+        shape = f"prefill fp8, last {QUERIES} queries of {keys} keys"
+        flops = 2.0 * HEADS * DIM * pairs
+        yield Case(
+            kernel="index_scores", shape=shape, prepare=prefill(keys, E4M3), flops=flops,
+            peer_ms={"DeepGEMM": peer}, goal_ms=peer,
+        )  # fmt: skip
+        if keys == 32768:
+            yield Case(
+                kernel="index_scores", shape=shape.replace("fp8", "bf16"), prepare=prefill(keys, BF16), flops=flops
+            )
+            for name, tile in OTHER_TILES.items():
+                yield Case(
+                    kernel="index_scores", shape=f"{shape}, {name}", prepare=prefill(keys, E4M3, tile), flops=flops
+                )
+    for keys, peer in MANY_ROWS_MS.items():
+        yield topk_case(QUERIES, keys, peer)
+    for (keys, rows), peer in FEW_ROWS_MS.items():
+        yield topk_case(rows, keys, peer)
+    for (keys, batch), peer in PAGED_MS.items():
+        yield Case(
+            kernel="index_scores", shape=f"decode paged fp8, batch {batch}, {keys} keys", prepare=decode(batch, keys),
+            num_bytes=batch * keys * 136.0, peer_ms={"DeepGEMM": peer}, goal_ms=peer,
+        )  # fmt: skip
+    for queries in (16, 64):
+        keys = 131072
+        yield Case(
+            kernel="attention_mass", shape=f"{queries} queries x 128 heads, {keys} keys of 576, bf16",
+            prepare=mass(queries, keys), flops=2 * 2.0 * queries * 128 * 576 * keys, num_bytes=2.0 * keys * 1152,
+        )  # fmt: skip
+    n = 8192
+    yield Case(kernel="fp8", shape=f"cast [{n}, 7168] bf16", prepare=cast(n, 7168), num_bytes=n * 7168 * (3 + 4 / 128))
+    yield Case(
+        kernel="fp8", shape=f"block matmul {n} x {n} x {n}", prepare=blocks(n), flops=2.0 * n**3,
+        peer_ms={"cuBLAS rowwise": 0.774}, goal_ms=0.774 / 0.85,
+    )  # fmt: skip
+    yield Case(kernel="fp8", shape=f"cuBLAS rowwise matmul {n} x {n} x {n}", prepare=cublas(n), flops=2.0 * n**3)
+    for rows in (64, 4096):
+        flops = 2.0 * rows * 8 * 3 * 7168 * 2048
+        read = 3.0 * 7168 * 2048 * min(256, rows * 8)
+        yield Case(
+            kernel="expert_mlp", shape=f"fp8, {rows} rows x 8 of 256 experts, 7168 x 2048", prepare=experts(rows),
+            flops=flops, num_bytes=read,
+        )  # fmt: skip
+
+
+def random_e4m3(*shape: int) -> torch.Tensor:
+    """Random bytes that are numbers: of both signs, without NaN."""
+    low, sign = (torch.randint(0, n, shape, dtype=torch.uint8, device="cuda") for n in (0x78, 2))
+    return low.add_(sign, alpha=128).view(E4M3)
+
+
+def prefill(keys: int, dtype: torch.dtype, tile: Tile | None = None) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        q = torch.randn(QUERIES, HEADS, DIM, device="cuda").to(dtype)
+        k, w = torch.randn(keys, DIM, device="cuda").to(dtype), torch.randn(QUERIES, HEADS, device="cuda")
+        scale = torch.rand(keys, device="cuda") if dtype == E4M3 else None
+        if tile is None:
+            return lambda: index_scores(q, k, w, keys - QUERIES, scale)
+        return lambda: index_scores_triton(q, k, w, keys - QUERIES, scale, tile)
+
+    return prepare
+
+
+def decode(batch: int, keys: int) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        num_pages = batch * keys // PAGE
+        pages = torch.empty(num_pages, page_bytes(DIM), dtype=torch.uint8, device="cuda")
+        pages[:, : PAGE * DIM] = random_e4m3(num_pages, PAGE * DIM).view(torch.uint8)
+        pages[:, PAGE * DIM :].view(torch.float32).uniform_()
+        tables = torch.randperm(num_pages, device="cuda").view(batch, -1).to(torch.int32)
+        q, w = torch.randn(batch, HEADS, DIM, device="cuda").to(E4M3), torch.randn(batch, HEADS, device="cuda")
+        lengths = torch.full((batch,), keys, dtype=torch.int32, device="cuda")
+        return lambda: index_scores_paged(q, pages, w, tables, lengths, keys)
+
+    return prepare
+
+
+def topk_case(rows: int, keys: int, peer: float) -> Case:
+    def prepare() -> Callable[[], object]:
+        scores = torch.randn(rows, keys, device="cuda")
+        visible = torch.arange(keys - rows + 1, keys + 1, dtype=torch.int32, device="cuda")
+        return lambda: topk(scores, TOPK, visible)
+
+    return Case(
+        kernel="topk", shape=f"{TOPK} of {keys}, {rows} rows", prepare=prepare, num_bytes=4.0 * rows * keys,
+        peer_ms={"best of vLLM and sgl-kernel": peer}, goal_ms=peer,
+    )  # fmt: skip
+
+
+def mass(queries: int, keys: int) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        q, k = torch.randn(queries, 128, 576, device="cuda").to(BF16), torch.randn(keys, 1, 576, device="cuda").to(BF16)
+        return lambda: attention_mass(q, k, 576**-0.5, keys - queries)
+
+    return prepare
+
+
+def cast(rows: int, width: int) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        x = torch.randn(rows, width, device="cuda").to(BF16)
+        return lambda: quantize_e4m3(x)
+
+    return prepare
+
+
+def blocks(n: int) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        x, weight, groups = random_e4m3(n, n), random_e4m3(n, n), n // 128
+        x_scale, scale = torch.rand(n, groups, device="cuda"), torch.rand(groups, groups, device="cuda")
+        return lambda: block_matmul(x, x_scale, weight, scale)
+
+    return prepare
+
+
+def cublas(n: int) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        x, weight = random_e4m3(n, n), random_e4m3(n, n).T
+        ones = torch.ones(n, 1, device="cuda")
+        return lambda: torch._scaled_mm(x, weight, scale_a=ones, scale_b=ones.T, out_dtype=BF16, use_fast_accum=False)
+
+    return prepare
+
+
+def experts(rows: int) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        gate_up, down = random_e4m3(256, 4096, 7168), random_e4m3(256, 7168, 2048)
+        scales = (torch.rand(256, 32, 56, device="cuda") / 1e3, torch.rand(256, 56, 16, device="cuda") / 1e3)
+        x, weights = torch.randn(rows, 7168, device="cuda").to(BF16), torch.rand(rows, 8, device="cuda")
+        chosen = torch.rand(rows, 256, device="cuda").argsort(1)[:, :8].contiguous()
+        return lambda: expert_mlp(x, gate_up, down, chosen, weights, scales)
+
+    return prepare

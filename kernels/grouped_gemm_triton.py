@@ -1,0 +1,131 @@
+"""Matrix products with a weight of its own for each group of rows, on a GPU; bfloat16, or FP8 with block scales.
+
+One kernel serves experts and single weights. Tiles are fixed and rows are padded to them, so a row's bits depend on the
+row and its weight alone; nothing waits for the host, so a CUDA graph can hold it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK_N = 128  # a weight block's rows: one scale a step
+BLOCK_K = {1: 128, 2: 64, 4: 32}  # by bytes of an element
+FEW_ROWS = 64  # rows a group up to which tiles have 64 rows; a row's sum is the same in both
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_groups"])
+def grouped_gemm_kernel(
+    x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, source_ptr, tile_group_ptr, tile_first_ptr, group_end_ptr, out_ptr,
+    num_rows, num_groups, sources_a_row,
+    N: tl.constexpr, K: tl.constexpr, GROUPED: tl.constexpr, GATHERED: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    group, first, end = 0, tl.program_id(1) * BLOCK_M, num_rows
+    if GROUPED:
+        group = tl.load(tile_group_ptr + tl.program_id(1))
+        if group >= num_groups:  # the grid is as large as it may have to be
+            return
+        first = tl.load(tile_first_ptr + tl.program_id(1))
+        end = tl.load(group_end_ptr + group)
+    row = first + tl.arange(0, BLOCK_M)
+    real = row < end
+    source = tl.where(real, row, first)  # padding repeats a row and is not stored
+    if GATHERED:
+        source = tl.load(source_ptr + source) // sources_a_row
+    col = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    near = tl.minimum(col, N - 1)
+    dims = tl.arange(0, BLOCK_K)
+    x_rows = x_ptr + source.to(tl.int64)[:, None] * K
+    w_rows = w_ptr + (tl.cast(group, tl.int64) * N + near)[:, None] * K
+    steps: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    blocks_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    if SCALED:
+        x_scale_ptr += source.to(tl.int64) * steps
+        w_scale_ptr += (tl.cast(group, tl.int64) * blocks_n + tl.program_id(0)) * steps
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(0, steps):
+        left = step * BLOCK_K + dims
+        inside = (left < K)[None, :] if K % BLOCK_K else tl.full((1, BLOCK_K), True, tl.int1)
+        x = tl.load(x_rows + left[None, :], mask=inside, other=0.0)
+        w = tl.load(w_rows + left[None, :], mask=inside, other=0.0)
+        if SCALED:
+            scale = tl.load(x_scale_ptr + step) * tl.load(w_scale_ptr + step)
+            sums += tl.dot(x, tl.trans(w)) * scale[:, None]
+        else:
+            sums = tl.dot(x, tl.trans(w), sums, input_precision="tf32x3")
+    places = out_ptr + row.to(tl.int64)[:, None] * N + col[None, :]
+    tl.store(places, sums.to(out_ptr.dtype.element_ty), mask=real[:, None] & (col < N)[None, :])
+
+
+def block_matmul_triton(
+    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """As `kernels.fp8.block_matmul`, for checked arguments."""
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype, device=x.device)
+    _launch(x, weight, out, scales=(x_scale, weight_scale))
+    return out
+
+
+class Groups:
+    """Which rows go to which weight: sorted once, used by both products of an expert layer."""
+
+    def __init__(self, experts: torch.Tensor, num_groups: int) -> None:
+        """experts: [n, a] int64, the a groups of every row."""
+        self.num_groups = num_groups
+        self.sources_a_row = experts.shape[1]
+        flat = experts.flatten()
+        self.source = flat.argsort(stable=True)  # sorted place -> row * a + choice
+        num = flat.numel()
+        counts = torch.zeros(num_groups, dtype=torch.int64, device=flat.device)
+        counts.scatter_add_(0, flat, torch.ones_like(flat))
+        self.ends = counts.cumsum(0)
+        self.block_m = 64 if num <= FEW_ROWS * num_groups else 128
+        tile_ends = ((counts + self.block_m - 1) // self.block_m).cumsum(0)
+        tiles = torch.arange(triton.cdiv(num, self.block_m) + min(num_groups, num), device=flat.device)
+        self.tile_group = torch.searchsorted(tile_ends, tiles, right=True)
+        known = self.tile_group.clamp_max(num_groups - 1)
+        before = torch.cat((tile_ends.new_zeros(1), tile_ends))[known]
+        self.tile_first = (self.ends - counts)[known] + (tiles - before) * self.block_m
+
+    def matmul(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        dtype: torch.dtype,
+        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *,
+        gather: bool,
+    ) -> torch.Tensor:
+        """x [n, k] (gather) or sorted [n * a, k], weight [g, m, k] -> sorted [n * a, m].
+
+        scales, for FP8: of x, [rows of x, ceil(k / 128)], and of weight, [g, ceil(m / 128), ceil(k / 128)], float32.
+        """
+        out = torch.empty(len(self.source), weight.shape[1], dtype=dtype, device=x.device)
+        _launch(x, weight, out, scales=scales, groups=self, gather=gather)
+        return out
+
+
+def _launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    groups: Groups | None = None,
+    *,
+    gather: bool = False,
+) -> None:
+    num, (n, k) = out.shape[0], weight.shape[-2:]
+    if num == 0:
+        return
+    block_m = groups.block_m if groups is not None else 64 if num <= FEW_ROWS else 128
+    block_n = BLOCK_N if x.element_size() < 4 else 32
+    tiles = len(groups.tile_group) if groups is not None else triton.cdiv(num, block_m)
+    x_scale, w_scale = scales or (x, x)
+    index = (groups.source, groups.tile_group, groups.tile_first, groups.ends) if groups is not None else (x,) * 4
+    grouped_gemm_kernel[(triton.cdiv(n, block_n), tiles)](
+        x, x_scale, weight, w_scale, *index, out,
+        num, groups.num_groups if groups else 1, groups.sources_a_row if groups else 1,
+        N=n, K=k, GROUPED=groups is not None, GATHERED=gather, SCALED=scales is not None,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=BLOCK_K[x.element_size()],
+        num_warps=8 if block_m == 128 else 4, num_stages=3,
+    )  # fmt: skip

@@ -1,0 +1,257 @@
+"""The attention kernels on a GPU against their float32 references."""
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+pytest.importorskip("triton", reason="needs triton")
+from kernels.dense_decode import dense_decode, dense_decode_reference
+from kernels.dense_mla import dense_mla, dense_mla_reference
+from kernels.dense_prefill import choose_prefill
+from kernels.fp8_cache import pack_rows, unpack_rows
+from kernels.layout import KvLayout
+from kernels.masked_mha_triton import masked_mha
+from kernels.page_slots import page_slots, page_slots_reference
+from kernels.sparse_mla import choose_backend, sparse_mla, sparse_mla_lse, sparse_mla_reference
+from kernels.sparse_mla_triton import latent_attention
+
+# largest ||out - reference|| / ||reference||. Half precision: weights and result are rounded once each; the field's
+# kernels show 1.7e-3 to 2.6e-3 in bfloat16 (8 bits), an eighth in float16 (11 bits). float32: another order of sums
+BOUNDS = {torch.bfloat16: 4e-3, torch.float16: 8e-4, torch.float32: 1e-5}
+LSE_BOUND = 2e-2  # absolute, natural log: half-precision products of a few hundred terms
+V32 = KvLayout(absorbed=True, groups=1, latent_dim=512, rope_dim=64)
+SMALL = KvLayout(absorbed=True, groups=1, latent_dim=128, rope_dim=32)
+ODD = KvLayout(absorbed=True, groups=1, latent_dim=80, rope_dim=48)
+SMOLLM = KvLayout(absorbed=False, groups=3, latent_dim=192, rope_dim=192)
+BF16 = torch.bfloat16
+
+
+def normal(*shape, dtype=BF16):
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+def query(layout, s, h, dtype=BF16):
+    return normal(s, h, layout.width if layout.absorbed else layout.rope_dim // layout.groups, dtype=dtype)
+
+
+def choose(s, k, t):
+    """k distinct rows of 1..t - 1 for each of s queries: row 0 is nobody's and may hold anything."""
+    return torch.stack([torch.randperm(t - 1, device="cuda")[:k] + 1 for _ in range(s)]).to(torch.int32)
+
+
+def assert_close(actual, expected, dtype):
+    out, lse = actual
+    wanted, wanted_lse = expected
+    assert out.dtype == dtype and bool(out.isfinite().all())
+    assert float((out.float() - wanted).norm() / wanted.norm()) < BOUNDS[dtype]
+    none = wanted_lse.isneginf()
+    assert torch.equal(lse.isneginf(), none)
+    assert float((lse - wanted_lse)[~none].abs().max()) < LSE_BOUND
+    assert not bool(out[none].any())
+
+
+def launcher(backend):
+    if backend == "triton":
+        return latent_attention
+    hopper = pytest.importorskip("kernels.sparse_mla_hopper", reason="this Triton has no Gluon")
+    if not hopper.fits(query(V32, 1, 64), normal(1, 576), V32):
+        pytest.skip("needs a Hopper GPU and the tested release of Triton")
+    return hopper.latent_attention_hopper
+
+
+def launch(backend, q, kv, ids, lengths, layout, **options):
+    """Outputs lie between NaN and start as NaN: what is left out or written too far is seen."""
+    s, h, _ = q.shape
+    outs = torch.full((s + 2, h, layout.latent_dim // layout.groups), float("nan"), dtype=q.dtype, device="cuda")
+    lses = torch.full((s + 2, h), float("nan"), device="cuda")
+    launcher(backend)(q, kv, ids, lengths, layout, 0.1, outs[1:-1], lses[1:-1], **options)
+    torch.cuda.synchronize()
+    for whole in (outs, lses):
+        assert bool(whole[0].isnan().all()) and bool(whole[-1].isnan().all())
+    return outs[1:-1], lses[1:-1]
+
+
+@pytest.mark.parametrize("backend", ["triton", "hopper"])
+@pytest.mark.parametrize("heads", [64, 128])
+@pytest.mark.parametrize("k", [1, 63, 64, 129, 512, 2048])
+def test_full_width_prefill_masks_padding_and_lengths(backend, heads, k):
+    kv, q, ids = normal(4000, 576), query(V32, 6, heads), choose(6, k, 4000)
+    kv[0] = float("nan")
+    ids[1, k // 2 :] = -1
+    ids[2] = -1
+    ids[3, torch.rand(k, device="cuda") < 0.5] = -1  # padding anywhere
+    lengths = torch.tensor([k, k, k, k, max(1, k - 7), 0], dtype=torch.int32, device="cuda")
+    read = torch.where(torch.arange(k, device="cuda")[None, :] < lengths[:, None], ids, -1)
+    assert_close(launch(backend, q, kv, ids, lengths, V32), sparse_mla_reference(q, kv, read, V32, 0.1), BF16)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize(
+    "layout, heads",
+    [(SMALL, 8), (SMALL, 128), (ODD, 17), (SMOLLM, 9), (V32, 40)],
+    ids=["small", "small128", "odd", "smollm", "v32x40"],
+)
+def test_other_widths_and_head_counts_go_through_triton(layout, heads, dtype):
+    kv, q, ids = normal(700, layout.width, dtype=dtype), query(layout, 5, heads, dtype), choose(5, 130, 700)
+    ids[1, 40:] = -1
+    ids[2] = -1
+    assert choose_backend(q, kv, layout) == "triton"
+    assert_close(launch("triton", q, kv, ids, None, layout), sparse_mla_reference(q, kv, ids, layout, 0.1), dtype)
+
+
+@pytest.mark.parametrize("backend, fp8", [("triton", False), ("triton", True), ("hopper", False)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_decode_splits_merge_to_the_whole(backend, fp8, batch):
+    kv, q, ids = normal(5000, 576), query(V32, batch, 128), choose(batch, 2048, 5000)
+    ids[0, 700:] = -1
+    rows = pack_rows(kv, V32) if fp8 else kv
+    held = unpack_rows(rows, V32) if fp8 else kv
+    assert_close(
+        launch(backend, q, rows, ids, None, V32, split=True), sparse_mla_reference(q, held, ids, V32, 0.1), BF16
+    )
+
+
+@pytest.mark.parametrize("layout, heads", [(SMALL, 8), (SMOLLM, 9)], ids=["small", "smollm"])
+def test_fp8_rows_of_small_widths_decode(layout, heads):
+    kv, q, ids = normal(3000, layout.width), query(layout, 3, heads), choose(3, 1200, 3000)
+    rows = pack_rows(kv, layout)
+    expected = sparse_mla_reference(q, unpack_rows(rows, layout), ids, layout, 0.1)
+    assert_close(launch("triton", q, rows, ids, None, layout, split=True), expected, BF16)
+
+
+@pytest.mark.parametrize("backend, fp8", [("triton", False), ("triton", True), ("hopper", False)])
+def test_dense_decode_reads_ragged_pages(backend, fp8):
+    lengths = torch.tensor([0, 1, 63, 64, 65, 513, 5000, 20000], dtype=torch.int32, device="cuda")
+    kv, q = normal(320 * 2, 64, 576), query(V32, len(lengths), 128)
+    kv[0] = float("nan")
+    cache = pack_rows(kv.flatten(0, 1), V32).view(640, 64, -1) if fp8 else kv
+    pages = torch.full((len(lengths), 313), -1, dtype=torch.int32, device="cuda")
+    for i, n in enumerate(lengths.tolist()):
+        pages[i, : -(-n // 64)] = torch.randperm(639, device="cuda")[: -(-n // 64)].to(torch.int32) + 1
+    actual = launch(backend, q, cache.flatten(0, 1), pages, lengths, V32, paged=True, split=True)
+    assert_close(actual, dense_decode_reference(q, cache, pages, lengths, V32, 0.1), BF16)
+
+
+@pytest.mark.parametrize("backend", ["triton", "hopper"])
+@pytest.mark.parametrize("split", [False, True], ids=["prefill", "decode"])
+def test_a_row_has_the_same_bits_alone_in_a_batch_and_again(backend, split):
+    kv, q, ids = normal(9000, 576), query(V32, 200, 128), choose(200, 2048, 9000)
+    whole = launch(backend, q, kv, ids, None, V32, split=split)
+    for _ in range(3):
+        again = launch(backend, q, kv, ids, None, V32, split=split)
+        assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1])
+    for i in (0, 77, 199):
+        alone = launch(backend, q[i : i + 1], kv, ids[i : i + 1], None, V32, split=split)
+        assert torch.equal(whole[0][i : i + 1], alone[0]) and torch.equal(whole[1][i : i + 1], alone[1])
+
+
+@pytest.mark.parametrize("backend", ["triton", "hopper"])
+def test_dense_decode_does_not_depend_on_the_width_of_the_page_table(backend):
+    kv, q = normal(100, 64, 576), query(V32, 1, 128)
+    pages = torch.randperm(100, device="cuda")[None].to(torch.int32)
+    lengths = torch.tensor([1500], dtype=torch.int32, device="cuda")
+    rows = kv.flatten(0, 1)
+    wide = launch(backend, q, rows, pages, lengths, V32, paged=True, split=True)
+    narrow = launch(backend, q, rows, pages[:, :24].contiguous(), lengths, V32, paged=True, split=True)
+    assert torch.equal(wide[0], narrow[0]) and torch.equal(wide[1], narrow[1])
+
+
+@pytest.mark.parametrize("backend", ["triton", "hopper"])
+def test_many_tiles_over_a_long_cache_run_persistently(backend):
+    kv, q, ids = normal(131072, 576), query(V32, 300, 128), choose(300, 256, 131072)
+    out, lse = launch(backend, q, kv, ids, None, V32)
+    rows = torch.tensor([0, 131, 132, 299], device="cuda")
+    assert bool(out.isfinite().all())
+    assert_close((out[rows], lse[rows]), sparse_mla_reference(q[rows], kv, ids[rows], V32, 0.1), BF16)
+
+
+@pytest.mark.parametrize("backend", ["triton", "hopper"])
+def test_rows_behind_two_to_the_31_elements_are_reached(backend):
+    rows = 2**31 // 576 + 5000
+    if torch.cuda.mem_get_info()[0] < 2 * rows * 576 * 2:
+        pytest.skip("needs 10 GB of free GPU memory")
+    kv = torch.zeros(rows, 576, dtype=BF16, device="cuda")
+    kv[-4000:] = normal(4000, 576)
+    q, ids = query(V32, 3, 64), choose(3, 300, 4000) + (rows - 4000)
+    local = (ids - (rows - 4000)).to(torch.int32)
+    expected = sparse_mla_reference(q, kv[-4000:], local, V32, 0.1)
+    assert_close(launch(backend, q, kv, ids.to(torch.int32), None, V32), expected, BF16)
+
+
+@pytest.mark.parametrize("backend", ["triton", "hopper"])
+def test_an_unchecked_id_outside_the_cache_counts_as_padding(backend):
+    launcher(backend)
+    kv, q, ids = normal(500, 576), query(V32, 2, 64), choose(2, 100, 500)
+    padded = ids.clone()
+    ids[0, 50:], padded[0, 50:] = 500, -1
+    wild = sparse_mla(q, kv, ids, V32, 0.1, check_ids=False, backend=backend)
+    assert torch.equal(wild, sparse_mla(q, kv, padded, V32, 0.1, backend=backend))
+    with pytest.raises(ValueError, match=r"expected ids in -1..499, got 500 at \[0, 50\]"):
+        sparse_mla(q, kv, ids, V32, 0.1, backend=backend)
+
+
+def test_the_public_functions_choose_a_kernel_and_agree_with_the_cpu():
+    kv, q, ids = normal(400, SMALL.width, dtype=torch.float32), query(SMALL, 5, 8, torch.float32), choose(5, 60, 400)
+    here = sparse_mla_lse(q, kv, ids, SMALL, 0.1)
+    there = sparse_mla_lse(q.cpu(), kv.cpu(), ids.cpu(), SMALL, 0.1)
+    torch.testing.assert_close(tuple(x.cpu() for x in here), there, rtol=1e-4, atol=1e-4)
+    cache, pages = kv[:384].view(6, 64, -1), torch.arange(6, dtype=torch.int32, device="cuda").repeat(5, 1)
+    lengths = torch.tensor([384, 1, 65, 0, 200], dtype=torch.int32, device="cuda")
+    here = dense_decode(q, cache, pages, lengths, SMALL, 0.1)
+    there = dense_decode(q.cpu(), cache.cpu(), pages.cpu(), lengths.cpu(), SMALL, 0.1)
+    torch.testing.assert_close(tuple(x.cpu() for x in here), there, rtol=1e-4, atol=1e-4)
+
+
+def test_hopper_is_refused_where_it_does_not_fit():
+    kv, q, ids = normal(40, SMALL.width), query(SMALL, 1, 8), choose(1, 7, 40)
+    with pytest.raises(ValueError, match="sparse_mla: expected for backend hopper"):
+        sparse_mla(q, kv, ids, SMALL, 0.1, backend="hopper")
+
+
+def test_positions_become_slots_of_their_pages():
+    pages = torch.randperm(900, device="cuda").to(torch.int32).view(3, 300)
+    ids = torch.randint(-1, 300 * 64, (3, 2050), device="cuda", dtype=torch.int32)
+    assert torch.equal(page_slots(ids, pages), page_slots_reference(ids, pages))
+
+
+def test_decode_runs_in_a_captured_graph():
+    kv, q, ids = normal(3000, 576), query(V32, 2, 128), choose(2, 2048, 3000)
+    expected = sparse_mla(q, kv, ids, V32, 0.1, decode=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sparse_mla(q, kv, ids, V32, 0.1, decode=True)
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize("queries, keys", [(1, 1), (1, 129), (130, 333), (300, 300)])
+@pytest.mark.parametrize("heads, groups, dim, value_dim", [(4, 4, 192, 128), (6, 2, 48, 80), (5, 1, 576, 512)])
+def test_masked_attention_matches_the_reference(dtype, queries, keys, heads, groups, dim, value_dim):
+    q, start = normal(queries, heads, dim, dtype=dtype), keys - queries
+    k, v = normal(keys, groups, dim, dtype=dtype), normal(keys, groups, value_dim, dtype=dtype)
+    mask = torch.rand(queries, keys, device="cuda") < 0.4
+    mask[:, 0] = True
+    mask[queries // 2] = queries == 1
+    out = torch.full((queries + 1, heads, value_dim), float("nan"), dtype=dtype, device="cuda")
+    lse = torch.full((queries + 1, heads), float("nan"), device="cuda")
+    masked_mha(q, k, v, 0.1, start, mask, out[:-1], lse[:-1])
+    assert bool(out[-1].isnan().all()) and bool(lse[-1].isnan().all())
+    wanted = dense_mla_reference(q, k, v, 0.1, start, mask).nan_to_num(0.0)
+    assert float((out[:-1].float() - wanted).norm() / wanted.norm()) < BOUNDS[dtype]
+    if queries > 1:
+        assert bool(lse[queries // 2].isneginf().all()) and not bool(out[queries // 2].any())
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "triton"])
+@pytest.mark.parametrize("queries, start", [(256, 0), (256, 512), (300, 77), (1, 400)])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_dense_prefill_is_causal_from_the_lower_right(backend, queries, start, groups):
+    q, k, v = normal(queries, 8, 192), normal(start + queries, groups, 192), normal(start + queries, groups, 128)
+    if backend == "cudnn" and choose_prefill(q, k, v) != "cudnn":
+        pytest.skip("needs a Hopper GPU for cuDNN's attention")
+    actual = dense_mla(q, k, v, 0.1, start, backend=backend)
+    wanted = dense_mla_reference(q, k, v, 0.1, start)
+    assert float((actual.float() - wanted).norm() / wanted.norm()) < BOUNDS[BF16]

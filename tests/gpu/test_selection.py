@@ -1,0 +1,174 @@
+"""Scores, top-k, attention mass, FP8 and expert products on a GPU against their float32 references."""
+
+import pytest
+import torch
+
+from kernels.attention_mass import attention_mass, attention_mass_reference
+from kernels.fp8 import block_matmul, block_matmul_reference, quantize_e4m3
+from kernels.grouped_gemm import expert_mlp
+from kernels.index_scores import index_scores, index_scores_reference
+from kernels.index_scores_paged import (
+    PAGE,
+    index_scores_paged,
+    index_scores_paged_reference,
+    page_bytes,
+    write_index_pages,
+)
+from kernels.topk import topk, topk_mask, topk_reference
+from tests.gpu.kernel_errors import ROUNDED, SUMS, poison_memory, relative_error
+from tests.kernels.test_topk import KINDS, adversarial
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    poison_memory()
+
+
+def index_inputs(s, t, h, d, dtype):
+    q, k = torch.randn(s, h, d, device="cuda"), torch.randn(t, d, device="cuda")
+    return q.to(dtype), k.to(dtype), torch.randn(s, h, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [E4M3, BF16, torch.float16, torch.float32])
+@pytest.mark.parametrize("s, t, h, d", [(1, 1, 4, 16), (3, 129, 64, 128), (130, 4001, 9, 48), (33, 20001, 32, 128)])
+def test_index_scores_match_the_reference(s, t, h, d, dtype):
+    q, k, w = index_inputs(s, t, h, d, dtype)
+    start, scale = max(0, t - s), torch.rand(t, device="cuda")
+    if t < s:
+        pytest.skip("more queries than keys")
+    for k_scale in (None, scale):
+        actual = index_scores(q, k, w, start, k_scale)
+        assert relative_error(actual, index_scores_reference(q, k, w, start, k_scale)) < SUMS[dtype]
+
+
+@pytest.mark.parametrize("dtype", [E4M3, BF16])
+def test_index_scores_of_any_positions_and_rows_without_a_key(dtype):
+    q, k, w = index_inputs(70, 3000, 64, 128, dtype)
+    positions = torch.randint(-1, 3100, (70,), device="cuda")
+    positions[5] = -1
+    actual = index_scores(q, k, w, positions)
+    assert relative_error(actual, index_scores_reference(q, k, w, positions)) < SUMS[dtype]
+    assert bool(actual[5].isneginf().all())
+
+
+@pytest.mark.parametrize("dtype", [E4M3, BF16, torch.float32])
+def test_an_index_score_has_the_same_bits_in_every_company(dtype):
+    q, k, w = index_inputs(256, 9000, 64, 128, dtype)
+    whole = index_scores(q, k, w, 8744)
+    for rows, keys in ((slice(1, 2), 8746), (slice(17, 90), 8834), (slice(0, 256), 9000)):
+        part = index_scores(q[rows], k[:keys], w[rows], 8744 + rows.start)
+        assert torch.equal(part, whole[rows, :keys])
+    assert torch.equal(index_scores(q, k, w, 8744), whole)
+
+
+@pytest.mark.parametrize("h, d", [(64, 128), (32, 128), (5, 64)])
+def test_paged_index_scores_match_the_reference(h, d):
+    lengths = torch.tensor([5000, 0, 64, 1, 4097, 65], dtype=torch.int32)
+    num_pages = 6 * 80
+    pages = torch.zeros(num_pages, page_bytes(d), dtype=torch.uint8)
+    slots = torch.arange(num_pages * PAGE)
+    write_index_pages(pages, slots, torch.randn(len(slots), d).to(E4M3), torch.rand(len(slots)))
+    tables = torch.randperm(num_pages).view(6, 80).to(torch.int32)
+    q, w = torch.randn(6, h, d).to(E4M3), torch.randn(6, h)
+    expected = index_scores_paged_reference(q, pages, w, tables, lengths, 5001)
+    on_gpu = [x.cuda() for x in (q, pages, w, tables, lengths)]
+    actual = index_scores_paged(*on_gpu, 5001)
+    assert relative_error(actual, expected) < SUMS[E4M3]
+    alone = index_scores_paged(*(x[4:5] if i != 1 else x for i, x in enumerate(on_gpu)), 5001)
+    assert torch.equal(alone[0], actual[4])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows, cols, k", [(1, 1, 1), (3, 4097, 2048), (300, 9001, 2048), (5, 131_072, 2048)])
+def test_topk_is_the_stable_sort_of_visible_scores(kind, rows, cols, k):
+    scores = adversarial(kind, rows, cols)
+    visible = torch.arange(cols - rows + 1, cols + 1).clamp_min(0)
+    expected = topk_reference(scores, k, visible)
+    for _ in range(3):
+        poison_memory(1 << 26)
+        assert torch.equal(topk(scores.cuda(), k, visible.cuda()).cpu(), expected)
+
+
+def test_topk_of_160k_scores_in_narrow_ranges():
+    scores = torch.stack([torch.randn(163_840) * 1e-6 + 1, torch.rand(163_840).round(decimals=2), torch.randn(163_840)])
+    scores[2] = scores[2].sort().values  # neighbours alike: the sample's worst case
+    visible = torch.tensor([163_840, 163_001, 160_003])
+    assert torch.equal(topk(scores.cuda(), 2048, visible.cuda()).cpu(), topk_reference(scores, 2048, visible))
+
+
+def test_topk_of_ragged_rows_pads_with_minus_one():
+    scores = torch.randn(400, 6000)
+    visible = torch.randint(0, 6001, (400,))
+    visible[:4] = torch.tensor([0, 1, 2048, 2049])
+    expected = topk_reference(scores, 2048, visible)
+    assert torch.equal(topk(scores.cuda(), 2048, visible.cuda()).cpu(), expected)
+    mask = topk_mask(scores.cuda(), 2048, visible.cuda()).cpu()
+    assert torch.equal(mask, topk_mask(scores, 2048, visible))
+
+
+def test_topk_reads_rows_that_are_not_aligned():
+    scores = torch.randn(9, 5003)
+    visible = torch.full((9,), 5003)
+    expected = topk_reference(scores, 100, visible)
+    view = torch.nn.functional.pad(scores, (3, 2)).cuda()[:, 3:5006]
+    assert torch.equal(topk(view, 100, visible.cuda()).cpu(), expected)
+    assert torch.equal(topk(scores.cuda(), 100, visible.cuda()).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("s, t, h, g, d", [(1, 1, 16, 1, 32), (5, 777, 128, 1, 576), (33, 9001, 9, 3, 64)])
+def test_attention_mass_matches_the_reference(s, t, h, g, d, dtype):
+    q, k = torch.randn(s, h, d, device="cuda").to(dtype), torch.randn(t, g, d, device="cuda").to(dtype)
+    positions = torch.randint(-1, t, (s,), device="cuda")
+    positions[0] = t - 1
+    actual = attention_mass(q, k, d**-0.5, positions)
+    assert relative_error(actual, attention_mass_reference(q, k, d**-0.5, positions)) < 10 * SUMS[dtype]
+    assert torch.equal(actual[:1], attention_mass(q[:1], k, d**-0.5, positions[:1]))
+
+
+@pytest.mark.parametrize("power_of_two", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_fp8_rounding_gives_the_bits_of_the_cpu(dtype, power_of_two):
+    x = (torch.randn(70, 3, 300) * torch.logspace(-6, 4, 70)[:, None, None]).to(dtype)
+    values, scales = quantize_e4m3(x, power_of_two=power_of_two)
+    on_gpu, gpu_scales = quantize_e4m3(x.cuda(), power_of_two=power_of_two)
+    assert torch.equal(gpu_scales.cpu(), scales)
+    assert torch.equal(on_gpu.cpu().view(torch.uint8), values.view(torch.uint8))
+
+
+@pytest.mark.parametrize("s, n, d", [(1, 576, 7168), (70, 130, 200), (300, 1024, 1536)])
+def test_block_matmul_matches_the_reference(s, n, d):
+    x, x_scale = quantize_e4m3(torch.randn(s, d, device="cuda"))
+    weight = torch.randn(n, d, device="cuda").to(E4M3)
+    scale = torch.rand(-(-n // 128), -(-d // 128), device="cuda") + 0.5
+    actual = block_matmul(x, x_scale, weight, scale)
+    assert relative_error(actual, block_matmul_reference(x, x_scale, weight, scale)) < ROUNDED[E4M3]
+    assert torch.equal(block_matmul(x[:1], x_scale[:1], weight, scale), actual[:1])
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 37, 900])
+def test_expert_products_match_the_cpu(rows, dtype):
+    gate_up, down = torch.randn(6, 2 * 96, 128) / 11, torch.randn(6, 128, 96) / 10
+    x, weights = torch.randn(rows, 128), torch.rand(rows, 2)
+    experts = torch.stack([torch.randperm(6)[:2] for _ in range(rows)])
+    inputs = [x.to(dtype), gate_up.to(dtype), down.to(dtype), experts, weights]
+    actual = expert_mlp(*(value.cuda() for value in inputs))
+    assert relative_error(actual, expert_mlp(*(v.float() if v.is_floating_point() else v for v in inputs))) < 2e-2
+    one = expert_mlp(*(value.cuda() for value in (inputs[0][:1], *inputs[1:3], experts[:1], weights[:1])))
+    assert torch.equal(one, actual[:1])
+
+
+def test_fp8_experts_match_the_cpu():
+    gate_up, down = torch.randn(4, 256, 256).to(E4M3), torch.randn(4, 256, 128).to(E4M3)
+    scales = (torch.rand(4, 2, 2) / 100, torch.rand(4, 2, 1) / 100)
+    x, weights = torch.randn(50, 256).to(BF16), torch.rand(50, 2)
+    experts = torch.stack([torch.randperm(4)[:2] for _ in range(50)])
+    expected = expert_mlp(x.float(), gate_up, down, experts, weights, scales)
+    actual = expert_mlp(
+        *(value.cuda() for value in (x, gate_up, down, experts, weights)), tuple(scale.cuda() for scale in scales)
+    )
+    assert relative_error(actual, expected) < 3e-2  # the hidden values are rounded to FP8 twice differently

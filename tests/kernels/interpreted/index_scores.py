@@ -1,0 +1,56 @@
+"""The index score kernels in Triton's interpreter (which cannot compute in bfloat16)."""
+
+import pytest
+import torch
+
+from kernels.index_scores import index_scores_reference
+from kernels.index_scores_paged import PAGE, index_scores_paged_reference, page_bytes, write_index_pages
+from kernels.index_scores_paged_triton import index_scores_paged_triton
+from kernels.index_scores_triton import Tile, index_scores_triton
+
+
+def inputs(s, t, h, d, dtype):
+    return torch.randn(s, h, d).to(dtype), torch.randn(t, d).to(dtype), torch.randn(s, h)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("s, t, h, d", [(1, 1, 4, 16), (3, 129, 64, 128), (5, 63, 9, 48), (9, 200, 128, 32)])
+def test_scores_match_the_reference(s, t, h, d, dtype):
+    q, k, w = inputs(s, t, h, d, dtype)
+    start = max(0, t - s)
+    expected = index_scores_reference(q, k, w, start)
+    torch.testing.assert_close(index_scores_triton(q, k, w, start), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_key_scales_and_positions_of_any_order_are_used():
+    q, k, w = inputs(6, 150, 32, 64, torch.float8_e4m3fn)
+    position, scale = torch.tensor([149, -1, 0, 64, 63, 500]), torch.rand(150)
+    actual = index_scores_triton(q, k, w, position, scale)
+    torch.testing.assert_close(actual, index_scores_reference(q, k, w, position, scale), rtol=1e-5, atol=1e-4)
+    assert bool(actual[1].isneginf().all())
+
+
+def test_several_ranges_of_keys_and_other_tiles_score_alike():
+    q, k, w = inputs(2, 1300, 16, 32, torch.float16)
+    scores = index_scores_triton(q, k, w, 1298)
+    other = index_scores_triton(q, k, w, 1298, tile=Tile(keys=128, columns=16, num_warps=4, num_stages=1))
+    torch.testing.assert_close(scores, other, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("h, d", [(64, 128), (5, 32)])
+def test_paged_scores_match_the_reference(h, d):
+    lengths = torch.tensor([130, 0, 64, 1, 200], dtype=torch.int32)
+    pages, tables = filled_pages(20, d, 5, 4)
+    q, w = torch.randn(5, h, d).to(torch.float8_e4m3fn), torch.randn(5, h)
+    for num_keys in (200, 201, 256):
+        expected = index_scores_paged_reference(q, pages, w, tables, lengths, num_keys)
+        actual = index_scores_paged_triton(q, pages, w, tables, lengths, num_keys)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+def filled_pages(num, d, sequences, pages_each):
+    """Random keys and scales in all pages, and page tables without a page twice."""
+    pages = torch.zeros(num, page_bytes(d), dtype=torch.uint8)
+    slots = torch.arange(num * PAGE)
+    write_index_pages(pages, slots, torch.randn(len(slots), d).to(torch.float8_e4m3fn), torch.rand(len(slots)))
+    return pages, torch.randperm(num)[: sequences * pages_each].view(sequences, pages_each).to(torch.int32)

@@ -1,0 +1,60 @@
+"""The top-k kernel in Triton's interpreter."""
+
+import pytest
+import torch
+
+from kernels import topk_triton as module
+from kernels.topk import topk_reference
+from kernels.topk_triton import topk_triton
+from tests.kernels.test_topk import KINDS, adversarial
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows, cols, k", [(1, 1, 1), (1, 129, 64), (5, 63, 16), (3, 5001, 100), (2, 9003, 1500)])
+def test_topk_is_the_stable_sort_of_visible_scores(kind, rows, cols, k):
+    scores = adversarial(kind, rows, cols)
+    visible = torch.arange(cols - rows + 1, cols + 1, dtype=torch.int32)
+    assert torch.equal(topk_triton(scores, k, visible), topk_reference(scores, k, visible))
+
+
+def test_rows_see_nothing_little_or_all():
+    scores = torch.randn(6, 3000)
+    visible = torch.tensor([0, 1, 64, 65, 2999, 3000], dtype=torch.int32)
+    assert torch.equal(topk_triton(scores, 64, visible), topk_reference(scores, 64, visible))
+
+
+def test_what_lies_behind_the_visible_keys_never_matters():
+    scores, visible = torch.randn(2, 4100), torch.tensor([3001, 4097], dtype=torch.int32)
+    poisoned = scores.clone()
+    poisoned[0, 3001:], poisoned[1, 4097:] = float("nan"), float("inf")
+    assert torch.equal(topk_triton(poisoned, 50, visible), topk_triton(scores, 50, visible))
+
+
+@pytest.mark.parametrize("make", [lambda n: torch.arange(float(n)), lambda n: -torch.arange(float(n))])
+def test_a_sample_that_misleads_is_corrected(make):
+    # the sample sees no score of the few high ones, or mostly those
+    scores = torch.zeros(2, 6000)
+    scores[:, 5000:] = make(1000) + torch.tensor([[1e-3], [1e3]])
+    visible = torch.full((2,), 6000, dtype=torch.int32)
+    for k in (7, 900, 1200):
+        assert torch.equal(topk_triton(scores, k, visible), topk_reference(scores, k, visible))
+
+
+def test_the_bracket_is_halved_when_the_sample_is_of_no_use(monkeypatch):
+    monkeypatch.setattr(module, "SAMPLED_TRIES", 0)
+    scores, visible = torch.randn(1, 5000) * 1e20, torch.tensor([5000], dtype=torch.int32)
+    assert torch.equal(topk_triton(scores, 300, visible), topk_reference(scores, 300, visible))
+
+
+def test_rows_that_are_not_aligned_are_read_alike():
+    scores = torch.randn(3, 2503)
+    visible = torch.tensor([2500, 2502, 2503], dtype=torch.int32)
+    for view in (scores, torch.nn.functional.pad(scores, (3, 2))[:, 3:2506]):
+        assert torch.equal(topk_triton(view, 100, visible), topk_reference(scores, 100, visible))
+
+
+def test_a_program_with_several_rows_keeps_them_apart(monkeypatch):
+    monkeypatch.setattr(module, "BUSY_ROWS", 1)
+    monkeypatch.setattr(module, "NARROW_PROGRAMS", 2)
+    scores, visible = torch.randn(7, 2300), torch.tensor([2300, 10, 2100, 0, 2299, 64, 2050], dtype=torch.int32)
+    assert torch.equal(topk_triton(scores, 64, visible), topk_reference(scores, 64, visible))

@@ -1,0 +1,135 @@
+"""The selection's Triton kernels without a GPU: right in the interpreter, compiled for sm_90 at full size."""
+
+import pytest
+import torch
+
+from tests.kernels.triton_runs import run_interpreted
+
+E4M3, BF16, F32, I32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int32
+CONTEXT, CHUNK = 131_072, 4096
+MAX_STACK = 256  # bytes a thread may set aside outside of its loops: what ptxas could not keep in registers
+
+
+@pytest.mark.parametrize("name", ["index_scores", "topk", "attention_mass", "gemm"])
+def test_kernel_is_right_in_the_interpreter(name):
+    run_interpreted(name)
+
+
+def empty(*shape, dtype=F32):
+    """A tensor without memory: a launch reads its shape only."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """build(module, kernel name, launch) -> what the launch's kernel needs of an H100."""
+    pytest.importorskip("triton", reason="needs triton")
+    from tests.kernels.hopper import SHARED_LIMIT, Build
+
+    def compiled(module, name, launch):
+        stand_in = Build(getattr(module, name))
+        monkeypatch.setattr(module, name, stand_in)
+        launch()
+        assert stand_in.registers > 0
+        assert stand_in.shared <= SHARED_LIMIT
+        assert stand_in.stack <= MAX_STACK
+        return stand_in
+
+    return compiled
+
+
+@pytest.mark.parametrize("dtype, heads, dim", [(E4M3, 64, 128), (BF16, 64, 128), (BF16, 32, 128), (E4M3, 4, 64)])
+def test_index_scores_multiply_on_tensor_cores(build, dtype, heads, dim):
+    from kernels import index_scores_triton as module
+
+    q, k, w = empty(CHUNK, heads, dim, dtype=dtype), empty(CONTEXT, dim, dtype=dtype), empty(CHUNK, heads)
+    scale = empty(CONTEXT) if dtype == E4M3 else None
+    built = build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, CONTEXT - CHUNK, scale))
+    assert "wgmma" in built.ptx
+    assert "cp.async" in built.ptx  # the next keys travel while these are multiplied
+
+
+def test_float32_index_scores_compile(build):
+    from kernels import index_scores_triton as module
+
+    q, k, w = empty(CHUNK, 64, 128), empty(CONTEXT, 128), empty(CHUNK, 64)
+    build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, empty(CHUNK, dtype=I32)))
+
+
+@pytest.mark.parametrize("rows, k", [(CHUNK, 2048), (64, 2048), (1, 16), (CHUNK, 128)])
+def test_topk_reads_whole_vectors(build, monkeypatch, rows, k):
+    from kernels import topk_triton as module
+
+    monkeypatch.setattr(module, "num_processors", lambda device: 132)
+    scores, visible = empty(rows, CONTEXT), empty(rows, dtype=I32)
+    built = build(module, "topk_kernel", lambda: module.topk_triton(scores, k, visible))
+    assert "ld.global.v4" in built.ptx
+
+
+@pytest.mark.parametrize("batch, heads, dim", [(64, 64, 128), (1, 32, 128), (8, 4, 64)])
+def test_paged_index_scores_multiply_on_tensor_cores(build, monkeypatch, batch, heads, dim):
+    from kernels import index_scores_paged_triton as module
+    from kernels.index_scores_paged import PAGE, page_bytes
+
+    monkeypatch.setattr(module, "num_processors", lambda device: 132)
+    q, w = empty(batch, heads, dim, dtype=E4M3), empty(batch, heads)
+    pages, tables = empty(5000, page_bytes(dim), dtype=torch.uint8), empty(batch, CONTEXT // PAGE, dtype=I32)
+    built = build(
+        module,
+        "index_scores_paged_kernel",
+        lambda: module.index_scores_paged_triton(q, pages, w, tables, empty(batch, dtype=I32), CONTEXT),
+    )
+    assert "wgmma" in built.ptx
+    assert "cp.async" in built.ptx
+
+
+@pytest.mark.parametrize("name", ["partial_sums_kernel", "attention_mass_kernel"])
+@pytest.mark.parametrize("dtype, h, g, d", [(BF16, 128, 1, 576), (BF16, 9, 3, 64), (F32, 16, 1, 160)])
+def test_attention_mass_compiles(build, monkeypatch, name, dtype, h, g, d):
+    from kernels import attention_mass_triton as module
+
+    other = {"partial_sums_kernel", "attention_mass_kernel"} - {name}
+    monkeypatch.setattr(module, other.pop(), Idle())
+    q, k = empty(64, h, d, dtype=dtype), empty(CONTEXT, g, d, dtype=dtype)
+    built = build(module, name, lambda: module.attention_mass_triton(q, k, 0.1, empty(64, dtype=I32)))
+    assert "wgmma" in built.ptx or dtype == F32
+
+
+class Idle:
+    """A kernel that is not looked at."""
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: None
+
+
+@pytest.mark.parametrize("power_of_two", [True, False])
+def test_fp8_rounding_compiles(build, power_of_two):
+    from kernels import fp8_triton as module
+
+    x = empty(CHUNK, 7168, dtype=BF16)
+    build(module, "quantize_kernel", lambda: module.quantize_triton(x, 128, power_of_two, 1e-4, 448.0))
+
+
+@pytest.mark.parametrize("rows, n, d", [(CHUNK, 24576, 1536), (64, 576, 7168)])
+def test_block_matmul_multiplies_on_tensor_cores(build, rows, n, d):
+    from kernels import grouped_gemm_triton as module
+
+    x, weight = empty(rows, d, dtype=E4M3), empty(n, d, dtype=E4M3)
+    x_scale, scale = empty(rows, d // 128), empty(-(-n // 128), d // 128)
+    built = build(module, "grouped_gemm_kernel", lambda: module.block_matmul_triton(x, x_scale, weight, scale, BF16))
+    assert "wgmma" in built.ptx
+
+
+@pytest.mark.parametrize("dtype, rows", [(E4M3, CHUNK), (BF16, CHUNK), (E4M3, 32), (F32, 32)])
+def test_grouped_products_compile(build, dtype, rows):
+    from kernels import grouped_gemm_triton as module
+
+    x, weight, experts = (
+        empty(rows, 7168, dtype=dtype),
+        empty(256, 4096, 7168, dtype=dtype),
+        torch.zeros(rows, 8).long(),
+    )
+    scales = (empty(rows, 56), empty(256, 32, 56)) if dtype == E4M3 else None
+    groups = module.Groups(experts, 256)
+    built = build(module, "grouped_gemm_kernel", lambda: groups.matmul(x, weight, torch.bfloat16, scales, gather=True))
+    assert "wgmma" in built.ptx or dtype == F32

@@ -1,0 +1,138 @@
+"""The Triton attention kernels without a GPU: right in the interpreter at small size, built for sm_90 at full size."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed: the CPU paths do not need it")
+from kernels import sparse_mla_triton
+from kernels.dense_decode import dense_decode_reference
+from kernels.fp8_cache import pack_rows, row_bytes, unpack_rows
+from kernels.layout import KvLayout
+from kernels.sparse_mla import sparse_mla_reference
+from tests.kernels.hopper import SHARED_LIMIT, Build, interpreter_works
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="a case of test_the_kernels_are_right_in_the_interpreter")
+compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter builds nothing")
+
+SMALL = KvLayout(absorbed=True, groups=1, latent_dim=128, rope_dim=32)
+ODD = KvLayout(absorbed=True, groups=1, latent_dim=48, rope_dim=16)
+GROUPED = KvLayout(absorbed=False, groups=3, latent_dim=48, rope_dim=96)
+V32 = KvLayout(absorbed=True, groups=1, latent_dim=512, rope_dim=64)
+SMOLLM = KvLayout(absorbed=False, groups=3, latent_dim=192, rope_dim=192)
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # float32 sums of a few hundred terms in another order
+
+
+def query(layout, s, h, dtype=torch.float32, device="cpu"):
+    width = layout.width if layout.absorbed else layout.rope_dim // layout.groups
+    return torch.randn(s, h, width, dtype=dtype, device=device)
+
+
+def run(q, kv, ids, lengths, layout, **options):
+    """Outputs start as NaN: what the kernel leaves out is seen."""
+    out = torch.full((*q.shape[:2], layout.latent_dim // layout.groups), float("nan"))
+    lse = torch.full(q.shape[:2], float("nan"))
+    sparse_mla_triton.latent_attention(q, kv, ids, lengths, layout, 0.2, out, lse, **options)
+    return out, lse
+
+
+@compiled
+def test_the_kernels_are_right_in_the_interpreter():
+    if not interpreter_works():
+        pytest.skip("this Triton's interpreter cannot run a loop to a run-time bound with this numpy")
+    command = [sys.executable, "-m", "pytest", "-k", "interpreter", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@interpreted
+@pytest.mark.parametrize("layout, heads", [(SMALL, 17), (ODD, 4), (GROUPED, 9)], ids=["small", "odd", "grouped"])
+@pytest.mark.parametrize("k", [1, 63, 130])
+def test_interpreter_prefill_masks_padding_and_lengths(layout, heads, k):
+    kv, q = torch.randn(150, layout.width), query(layout, 4, heads)
+    kv[0] = float("nan")  # a row nobody selected may hold anything
+    ids = torch.stack([torch.randperm(149)[:k] + 1 for _ in range(4)]).to(torch.int32)
+    ids[1, k // 2 :] = -1
+    ids[2] = -1
+    lengths = torch.tensor([k, k, k, max(1, k - 7)], dtype=torch.int32)
+    short = torch.where(torch.arange(k)[None, :] < lengths[:, None], ids, -1)
+    actual = run(q, kv, ids, lengths, layout)
+    torch.testing.assert_close(actual, sparse_mla_reference(q, kv, short, layout, 0.2), **CLOSE)
+    assert torch.equal(actual[0][2], torch.zeros_like(actual[0][2]))
+    assert bool(actual[1][2].isneginf().all())
+
+
+@interpreted
+@pytest.mark.parametrize("fp8", [False, True], ids=["float", "fp8"])
+@pytest.mark.parametrize("layout, heads", [(SMALL, 8), (GROUPED, 3)], ids=["small", "grouped"])
+def test_interpreter_splits_merge_to_the_whole(layout, heads, fp8):
+    kv, q = torch.randn(700, layout.width), query(layout, 2, heads)
+    ids = torch.stack([torch.randperm(700)[:650] for _ in range(2)]).to(torch.int32)
+    ids[1, 400:] = -1
+    rows = pack_rows(kv, layout) if fp8 else kv
+    kv = unpack_rows(rows, layout) if fp8 else kv
+    actual = run(q, rows, ids, None, layout, split=True)
+    torch.testing.assert_close(actual, sparse_mla_reference(q, kv, ids, layout, 0.2), **CLOSE)
+
+
+@interpreted
+@pytest.mark.parametrize("fp8", [False, True], ids=["float", "fp8"])
+def test_interpreter_dense_decode_reads_ragged_pages(fp8):
+    kv, q = torch.randn(12, 64, SMALL.width), query(SMALL, 3, 5)
+    cache = pack_rows(kv.flatten(0, 1), SMALL).view(12, 64, -1) if fp8 else kv
+    pages = torch.full((3, 10), -1, dtype=torch.int32)
+    pages[0, :9] = torch.randperm(12)[:9]
+    pages[1, :1] = 7
+    lengths = torch.tensor([520, 1, 0], dtype=torch.int32)
+    actual = run(q, cache.flatten(0, 1), pages, lengths, SMALL, paged=True, split=True)
+    torch.testing.assert_close(actual, dense_decode_reference(q, cache, pages, lengths, SMALL, 0.2), **CLOSE)
+
+
+def build(monkeypatch, layout, heads, dtype, *, fp8, paged, split, queries=256, k=2048):
+    """Launch on tensors without storage and compile what would have run."""
+    q, kv = query(layout, queries, heads, dtype, "meta"), torch.empty(131072, layout.width, dtype=dtype, device="meta")
+    if fp8:
+        kv = torch.empty(131072, row_bytes(layout), dtype=torch.uint8, device="meta")
+    ids = torch.empty(queries, k, dtype=torch.int32, device="meta")
+    out = torch.empty(queries, heads, layout.latent_dim // layout.groups, dtype=dtype, device="meta")
+    kernels = [Build(sparse_mla_triton.latent_attention_kernel), Build(sparse_mla_triton.merge_splits_kernel)]
+    monkeypatch.setattr(sparse_mla_triton, "latent_attention_kernel", kernels[0])
+    monkeypatch.setattr(sparse_mla_triton, "merge_splits_kernel", kernels[1])
+    lengths = torch.empty(queries, dtype=torch.int32, device="meta") if paged else None
+    lse = torch.empty(queries, heads, device="meta")
+    sparse_mla_triton.latent_attention(q, kv, ids, lengths, layout, 0.1, out, lse, paged=paged, split=split)
+    return kernels
+
+
+@compiled
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+@pytest.mark.parametrize(
+    "paged, split", [(False, False), (False, True), (True, True)], ids=["prefill", "decode", "dense"]
+)
+def test_full_width_builds_for_hopper_within_its_shared_memory(monkeypatch, fp8, paged, split):
+    attention, merge = build(monkeypatch, V32, 128, torch.bfloat16, fp8=fp8, paged=paged, split=split)
+    assert 0 < attention.shared <= SHARED_LIMIT
+    assert "wgmma" in attention.ptx
+    assert merge.stack == 0
+    if not fp8 and attention.pinned:
+        assert not attention.spills_in_loop()
+
+
+@compiled
+@pytest.mark.parametrize("layout, heads", [(SMALL, 8), (SMOLLM, 9)], ids=["small", "smollm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_small_widths_build_for_hopper(monkeypatch, layout, heads, dtype):
+    attention, _ = build(monkeypatch, layout, heads, dtype, fp8=False, paged=False, split=True)
+    assert 0 < attention.shared <= SHARED_LIMIT
+
+
+@compiled
+@pytest.mark.parametrize("paged", [False, True], ids=["ids", "pages"])
+def test_sizes_of_one_build_too(monkeypatch, paged):
+    """Triton makes constants of integers that are 1."""
+    attention, _ = build(monkeypatch, SMALL, 1, torch.bfloat16, fp8=False, paged=paged, split=True, queries=1, k=1)
+    assert 0 < attention.shared <= SHARED_LIMIT

@@ -17,7 +17,7 @@ def run_interpreted(name: str) -> None:
     triton, numpy = (importlib.metadata.version(package) for package in ("triton", "numpy"))
     if _number(triton) < (3, 7) and _number(numpy) >= (2, 4):
         pytest.skip(f"the interpreter of triton {triton} cannot run loops with numpy {numpy}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CASES / f"{name}.py")]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(CASES / f"{name}.py")]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=CASES.parents[2], timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

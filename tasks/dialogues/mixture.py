@@ -158,11 +158,11 @@ def _short_tracking(rng: random.Random, length: int, sources: Sources) -> Dialog
 _LONG: Table = {
     _one_of_many: ("needles", 0.17, 0),
     _all_lines: ("needles", 0.11, 0),
-    _many_values: ("needles", 0.18, 0),
+    _many_values: ("needles", 0.17, 0),
     _many_keys: ("needles", 0.07, 0),
     _tracking: ("tracking", 0.12, 0),
-    _choice: ("choice", 0.17, 0),
-    _many_tools: ("tools", 0.14, 800),
+    _choice: ("choice", 0.14, 0),
+    _many_tools: ("tools", 0.18, 800),
     text_dialogue: ("text", 0.04, 0),
 }
 _SHORT: Table = {

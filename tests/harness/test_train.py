@@ -73,7 +73,7 @@ def test_the_recipes_are_valid(path):
 
 def test_shares_of_a_stage_become_steps_of_the_corpus():
     lengths = load_train_config(ROOT / "configs/train/dsa-tiny.yaml").corpus_config().lengths
-    assert [phase.until for phase in lengths["dense"]] == [630, 1170, 2070, 4950, None]
+    assert [phase.until for phase in lengths["dense"]] == [665, 1235, 2185, 5225, None]
 
 
 def cut(raw, key):

@@ -31,8 +31,8 @@ def bench_attention(
     """Test the kernels of the step, then time every row whose name contains a part of `only`, up to `rounds` times.
 
     Returns:
-        The record of `kernels.bench_supervisor.run_benchmark`, with "peers": where their figures come from, and
-        "forms": what `judge_forms` says.
+        The record of `kernels.bench_supervisor.run_benchmark`, with "peers": where their figures come from, "bars" and
+        "forms": what `judge_bars` and `judge_forms` say.
 
     Raises:
         ValueError: no GPU, no such row, tests that are not there or fail.
@@ -41,11 +41,33 @@ def bench_attention(
     chosen = choose("attention", all_cases(), only)
     record = run_benchmark(
         "attention", "kernels.bench_step", chosen, TESTS, rounds, out=out, tell=tell, commit=commit,
-        conclude=lambda record: record.update(peers=SOURCE, forms=judge_forms(record["rows"])),
+        conclude=lambda record: record.update(
+            peers=SOURCE, bars=judge_bars(record["rows"]), forms=judge_forms(record["rows"])
+        ),
     )  # fmt: skip
+    for bar in record["bars"]:
+        tell(f"{bar['name']}: bar {bar['bar_ms']:g} ms {_met(bar['bar_met'])}, goal {bar['goal_ms']:g} ms "
+             f"{_met(bar['goal_met'])}")  # fmt: skip
     for line in record["forms"]["lines"]:
         tell(line)
     return record
+
+
+def judge_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each row with a bar {"name", "bar_ms", "bar_met", "goal_ms", "goal_met"}; null where nothing was measured."""
+    return [
+        {
+            "name": row["name"], "bar_ms": row["bar_ms"], "goal_ms": row["goal_ms"],
+            "bar_met": row["ms"] <= row["bar_ms"] if "ms" in row else None,
+            "goal_met": row["ms"] <= row["goal_ms"] if "ms" in row else None,
+        }
+        for row in rows
+        if "bar_ms" in row
+    ]  # fmt: skip
+
+
+def _met(verdict: bool | None) -> str:
+    return "not measured" if verdict is None else "met" if verdict else "missed"
 
 
 def judge_forms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,10 @@ A benchmark is a module with `all_cases()` and `TESTS`; this file runs it and to
 
 import argparse
 import collections
+import contextlib
+import importlib.util
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -24,6 +27,7 @@ from kernels.bench_worker import LOST, MARK
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SECONDS = 420  # a kernel that hangs must not take a whole lease
+TEST_PROCESSES = 4  # of GPU memory each takes a few GiB
 SILENT_SECONDS = 60  # the longest case, its inputs and its compilation included
 MAX_WORKERS = 8  # each one lost costs a start of about ten seconds
 GONE = "the GPU no longer answered"
@@ -115,6 +119,8 @@ def check_tests(paths: Sequence[str], expression: str, benchmark: str) -> None:
         )
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", *paths]
     command += ["-k", expression] if expression else []
+    if importlib.util.find_spec("xdist") is not None:  # most of their time is compilation
+        command += ["-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TEST_SECONDS)
     except subprocess.TimeoutExpired:
@@ -143,7 +149,8 @@ def supervised(
                 reason = yield from _rows_of(worker, left, silent_seconds)
             finally:
                 worker.kill()
-                worker.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold on to it for a while
+                    worker.wait(timeout=20)
             if not left:
                 return
             if reason != GONE:  # that one's row has been told

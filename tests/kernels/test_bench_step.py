@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import kernels.bench_step as bench_step
+import kernels.bench_supervisor as supervisor
 from kernels.attention_peers import (
     STEP_DECODE_BARS,
     STEP_DECODE_PEERS,
@@ -10,7 +12,7 @@ from kernels.attention_peers import (
     STEP_PREFILL_PEERS,
     STEP_PROMPT_PEERS,
 )
-from kernels.bench_step import judge_forms
+from kernels.bench_step import bench_attention, judge_bars, judge_forms
 from kernels.bench_step_calls import dense_prompt, prompt_by_form, sparse_prompt
 from kernels.bench_step_rows import BATCHES, CONTEXTS, FORM_CONTEXTS, _selected_flops, steps
 from kernels.prefill_form import FORMS, MASKED_UNTIL, prefill_form
@@ -113,3 +115,36 @@ def test_a_chunk_without_all_its_times_is_not_judged():
     rows[1] = {"kernel": "form_masked", "context": 4096, "failure": "lost"}
     assert judge_forms(rows)["right"] is None and judge_forms([])["lines"] == ["table of forms: not measured"]
     assert all(context % 2048 == 0 for context in FORM_CONTEXTS) and MASKED_UNTIL % 2048 == 0
+
+
+def test_bars_are_judged_where_they_were_measured():
+    rows = [
+        {"name": "a", "bar_ms": 8.0, "goal_ms": 6.0, "ms": 7.0},
+        {"name": "b", "bar_ms": 8.0, "goal_ms": 6.0, "failure": "lost"},
+        {"name": "c", "ms": 1.0},
+    ]
+    assert [(bar["name"], bar["bar_met"], bar["goal_met"]) for bar in judge_bars(rows)] == [
+        ("a", True, False), ("b", None, None)
+    ]  # fmt: skip
+
+
+def test_the_record_ends_with_verdicts_on_bars_and_forms(monkeypatch, tmp_path):
+    asked, told = {}, []
+
+    def measured(command, names):
+        asked["command"] = command
+        yield {"device": "made up"}
+        for name in names:
+            yield {"name": name, "ms": 7.0, "ms_q25": 7.0, "ms_q75": 7.0, "n": 3}
+
+    def tested(files, expression, benchmark):
+        asked["expression"] = expression
+
+    monkeypatch.setattr(bench_step, "require_gpu", lambda benchmark: None)
+    monkeypatch.setattr(supervisor, "check_tests", tested)
+    monkeypatch.setattr(supervisor, "supervised", measured)
+    record = bench_attention("prefill_sparse,form_", 3, out=tmp_path / "x.json", tell=told.append)
+    assert asked["command"][-2:] == ["kernels.bench_step", "3"] and "decode" not in asked["expression"]
+    assert "prefill_sparse last 4096 of 32768 tokens: bar 8 ms met, goal 6 ms missed" in told
+    assert told[-1] == "table of forms: right in all of 8 chunks to 16384 tokens"
+    assert record["complete"] and record["forms"]["right"] and len(record["bars"]) == 2

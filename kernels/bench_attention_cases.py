@@ -8,6 +8,7 @@ from kernels.bench_case import Case
 
 TESTS = ("tests/gpu/test_attention_kernels.py",)
 EDGES = "same_bits or persistently or two_to_the_31 or outside_the_cache"
+HOPPER_TFLOPS = {8192: 500.0, 32768: 490.0, 131072: 450.0}  # the first bar, by context
 # pytest's -k expression of each kernel's tests
 TESTED_BY = {
     "sparse_prefill_hopper": f"full_width_prefill or public_functions or {EDGES}",
@@ -28,8 +29,28 @@ def cases() -> Iterator[Case]:
         yield Case(
             kernel=case["kernel"], shape=" ".join([case["dtype"], *(f"{axis}={size}" for axis, size in axes.items())]),
             prepare=case["build"], flops=case["flops"], num_bytes=case["bytes"], peer_ms=case["peers"],
-            tests=TESTED_BY[case["kernel"]], panel=panel, series=series, context=axes["keys"],
+            **_aims(case), tests=TESTED_BY[case["kernel"]], panel=panel, series=series, context=axes["keys"],
         )  # fmt: skip
+
+
+def _aims(case: dict[str, Any]) -> dict[str, float | None]:
+    """What the first version must reach on an H100, and what we aim at: the peer that reads the same cache."""
+    kernel, axes, flops = case["kernel"], case["shape"], case["flops"]
+    bar, goal = None, None
+    if kernel == "sparse_prefill_hopper":
+        rate = HOPPER_TFLOPS.get(axes["keys"]) if axes["queries"] == 4096 else None
+        bar, goal = rate and flops / rate / 1e9, case["peers"]["FlashMLA"]
+    elif kernel == "sparse_prefill_triton":
+        bar = flops / 290e9
+    elif kernel == "sparse_decode":
+        peer = min(case["peers"].values())
+        bar, goal = 2.0 * peer, 1.1 * peer
+    elif kernel == "dense_prefill_cudnn":
+        bar, goal = flops / 550e9, case["peers"]["FA3"]
+    elif kernel == "dense_decode":
+        bar = case["bytes"] / 1.5e9 if axes["batch"] == 64 and case["dtype"] == "bfloat16" else None
+        goal = case["peers"]["FlashMLA fp8" if case["dtype"] == "fp8" else "FlashMLA bf16"]
+    return {"bar_ms": bar, "goal_ms": goal}
 
 
 def _place(kernel: str, axes: dict[str, Any], dtype: str) -> tuple[str, str]:

@@ -68,3 +68,7 @@ def test_positions_become_slots_of_their_pages():
 def test_the_kernel_benchmark_finds_every_case():
     found = list(bench_attention_cases.cases())
     assert len({case.name for case in found}) == len(found) == len(cases())
+    aims = {case.name: (case.bar_ms, case.goal_ms) for case in found}
+    assert aims["sparse_decode fp8 keys=8192 batch=1"] == (2 * 0.0244, 1.1 * 0.0244)
+    bar, goal = aims["sparse_prefill_hopper bfloat16 keys=131072 queries=4096"]
+    assert goal == 4.740 < bar < 1.1 * goal  # 450 of FlashMLA's 493 TFLOP/s

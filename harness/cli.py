@@ -214,14 +214,40 @@ def bench_model(
 @bench_app.command("kernels", cls=PlainUsage)
 @one_line_errors
 def bench_kernels(
-    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
-    rounds: Annotated[int, typer.Option(min=2, metavar="N", help="Timed calls of each case.")] = 30,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
+    only: Annotated[str, typer.Option(metavar="TEXT,...", help="Only cases whose name contains one of these.")] = "",
+    rounds: Annotated[int, typer.Option(min=2, metavar="N", help="Timed calls of each case.")] = 20,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write, with page and plot.")] = None,
 ) -> None:
     """Times of the GPU kernels beside their peers', after their tests."""
     from harness.bench import bench_kernels as bench
 
-    bench(only, rounds, out)
+    if not bench(only, rounds, out):
+        raise typer.Exit(1)
+
+
+@bench_app.command("attention", cls=PlainUsage)
+@one_line_errors
+def bench_attention(
+    only: Annotated[str, typer.Option(metavar="TEXT,...", help="Only rows whose name contains one of these.")] = "",
+    rounds: Annotated[int, typer.Option(min=2, metavar="N", help="Timed calls of each row.")] = 20,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write, with page and plot.")] = None,
+) -> None:
+    """Times of the whole attention step on a GPU, sparse beside dense, after the tests of its kernels."""
+    from harness.bench import bench_attention as bench
+
+    if not bench(only, rounds, out):
+        raise typer.Exit(1)
+
+
+@bench_app.command("page", cls=PlainUsage)
+@one_line_errors
+def bench_page(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of bench kernels or bench attention.")],
+) -> None:
+    """Write a measured benchmark's table and plot beside its JSON."""
+    from harness.bench import bench_page as page
+
+    page(path)
 
 
 def main() -> None:

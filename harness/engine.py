@@ -5,7 +5,7 @@ Importing this module loads no torch: engines, tokenizers and checkpoints are im
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,6 +58,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingEvent",
     "Usage",
+    "bench_attention",
     "bench_kernels",
     "bench_model",
     "convert",
@@ -176,11 +177,18 @@ def convert(source: str, destination: str) -> Path:
     return convert_folder(source, destination)
 
 
-def bench_kernels(only: str, rounds: int) -> dict[str, Any]:
-    """Kernel times on this GPU as model.kernel_bench gives them; ModelError without a GPU or if a test fails."""
+def bench_attention(only: str, rounds: int, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Times of the whole attention step on this GPU, kept in `out` row by row; ModelError as for bench_kernels."""
+    from model.kernel_bench import bench_attention
+
+    return bench_attention(only, rounds, out, tell)
+
+
+def bench_kernels(only: str, rounds: int, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Kernel times on this GPU, kept in `out` row by row; ModelError without a GPU or if a test fails."""
     from model.kernel_bench import bench_kernels
 
-    return bench_kernels(only, rounds)
+    return bench_kernels(only, rounds, out, tell)
 
 
 def bench_model(contexts: Sequence[int], rounds: int) -> dict[str, Any]:

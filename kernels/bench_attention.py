@@ -5,7 +5,8 @@ peers (name -> ms) with their source, and build() -> a call without arguments th
 inputs. Nothing is allocated before build(). Timing is the caller's: events, L2 flushed before each run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def make_case(
     dtype: str,
     flops: int,
     num_bytes: int,
-    peers: dict[str, float | None],
+    peers: Mapping[str, float | None],
     build: Call,
 ) -> Case:
     sizes = "-".join(f"{axis}{size}" for axis, size in shape.items())
@@ -74,7 +75,7 @@ def _sparse_prefill() -> Iterator[Case]:
         yield _prefill_case(keys, queries, "hopper", {"FlashMLA": ms})
 
 
-def _prefill_case(keys: int, queries: int, backend: Backend, peers: dict[str, float | None]) -> Case:
+def _prefill_case(keys: int, queries: int, backend: Backend, peers: Mapping[str, float | None]) -> Case:
     def build() -> Call:
         q, kv, ids = normal(queries, HEADS, V32.width), normal(keys, V32.width), causal_ids(queries, keys, TOPK)
         return lambda: sparse_mla(q, kv, ids, V32, SCALE, check_ids=False, backend=backend)
@@ -93,7 +94,7 @@ def _sparse_decode() -> Iterator[Case]:
             yield _decode_case(keys, batch, dtype, {"FlashMLA fp8": fp8_ms, "FlashMLA bf16 (prefill kernel)": bf16_ms})
 
 
-def _decode_case(keys: int, batch: int, dtype: str, peers: dict[str, float | None]) -> Case:
+def _decode_case(keys: int, batch: int, dtype: str, peers: Mapping[str, float | None]) -> Case:
     def build() -> Call:
         q, kv = normal(batch, HEADS, V32.width), latent_cache(batch * keys, dtype)
         ids = causal_ids(batch, keys, TOPK) + torch.arange(batch, device="cuda", dtype=torch.int32)[:, None] * keys
@@ -114,7 +115,7 @@ def _dense_decode() -> Iterator[Case]:
             yield make_case(
                 "dense_decode", {"keys": keys, "batch": batch}, dtype, sparse_flops(batch, HEADS, keys),
                 batch * (keys * row + 2 * HEADS * (V32.width + V32.latent_dim)), peers,
-                lambda keys=keys, batch=batch, dtype=dtype: dense_decode_step(keys, batch, dtype),
+                partial(dense_decode_step, keys, batch, dtype),
             )  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def _dense_prefill() -> Iterator[Case]:
                 f"dense_prefill_{backend}", {"keys": keys, "queries": QUERIES}, "bfloat16",
                 2 * HEADS * (QK_DIM + V_DIM) * visible_pairs(QUERIES, keys),
                 2 * HEADS * (QK_DIM + V_DIM) * (keys + QUERIES), {"FA3": fa3, "cuDNN SDPA without a mask": cudnn},
-                lambda keys=keys, backend=backend: dense_prefill_step(keys, QUERIES, backend),
+                partial(dense_prefill_step, keys, QUERIES, backend),
             )  # fmt: skip
 
 

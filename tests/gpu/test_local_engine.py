@@ -40,7 +40,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Needles in haystacks of 700 to 3,000 tokens, as token ids."""
+    """Needles in haystacks of 650 to 2,840 tokens, as token ids."""
     encoding = load_encoding(FOLDER)
     found = []
     for n in range(NUM_PROMPTS):
@@ -65,7 +65,7 @@ def engines(request):
 
 def asked(prompts, variant, **changes):
     return [
-        Request(**{"id": str(n), "variant": variant, "token_ids": ids, "max_tokens": 16, **changes})
+        Request(**{"id": str(n), "variant": variant, "token_ids": ids, "max_tokens": 32, **changes})
         for n, (ids, _) in enumerate(prompts)
     ]
 

@@ -7,6 +7,7 @@ import torch
 from kernels.check import check_range, check_tensor
 from kernels.fp8_cache import row_bytes, unpack_rows
 from kernels.layout import KvLayout
+from kernels.switch import takes_kernels
 
 GATHER_BYTES = 32 << 20  # rows gathered at a time
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -151,7 +152,7 @@ def _check(
 
 def choose_backend(q: torch.Tensor, kv: torch.Tensor, layout: KvLayout) -> Backend:
     """The fastest form that takes these tensors: a function of device, dtypes and widths alone."""
-    if not q.is_cuda:
+    if not takes_kernels(q):
         return "torch"
     try:
         from kernels.sparse_mla_hopper import fits

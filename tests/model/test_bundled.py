@@ -46,7 +46,7 @@ def test_the_bundled_model_is_the_recipes():
 
 
 def topk_with_smaller_ids_first(scores, k, dim=-1, **_):
-    """torch.topk says nothing of equal scores, and ReLU makes many zeros: the selection's rule, for transformers too."""
+    """torch.topk says nothing of equal scores, and ReLU makes many zeros: here the selection's own rule."""
     values, indices = torch.sort(scores, dim=dim, descending=True, stable=True)
     return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
 

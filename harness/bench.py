@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.engine import bench_engine as measure_engine
 from harness.engine import bench_kernels as measure_kernels
 from harness.engine import bench_model as measure_model
 from harness.errors import HarnessError
@@ -36,6 +37,14 @@ def bench_kernels(only: str, rounds: int, out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, {**provenance(), **measured})
+
+
+def bench_engine(contexts: str, seconds: float, out: Path | None) -> None:
+    """Measure the engine row by row: each is printed, and written to `out` if asked, as it comes.
+
+    Raises HarnessError for a list of lengths that cannot be read, ModelError if the engine's tests fail.
+    """
+    measure_engine(_lengths(contexts), seconds, out, provenance())
 
 
 def _print_kernels(measured: Mapping[str, Any]) -> None:

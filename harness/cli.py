@@ -224,6 +224,23 @@ def bench_kernels(
     bench(only, rounds, out)
 
 
+@bench_app.command("engine", cls=PlainUsage)
+@one_line_errors
+def bench_engine(
+    contexts: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Context lengths in tokens.")
+    ] = "8192,32768,65536,131072",
+    seconds: Annotated[float, typer.Option(min=1, metavar="N", help="Start no measurement after this long.")] = 120,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file to write as well, a table in Markdown beside it.")
+    ] = None,
+) -> None:
+    """Prefill, decode and memory at DeepSeek-V3.2's full width, sparse and dense, after the engine's tests."""
+    from harness.bench import bench_engine as bench
+
+    bench(contexts, seconds, out)
+
+
 def main() -> None:
     """Run the command of sys.argv; a wrong command line is one line as well."""
     command = typer.main.get_command(app)

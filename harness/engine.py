@@ -58,6 +58,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingEvent",
     "Usage",
+    "bench_engine",
     "bench_kernels",
     "bench_model",
     "convert",
@@ -174,6 +175,15 @@ def convert(source: str, destination: str) -> Path:
     from model.convert import convert_folder
 
     return convert_folder(source, destination)
+
+
+def bench_engine(
+    contexts: Sequence[int], seconds: float, out: Path | None, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Rates and memory of the engine at full width as model.bench_engine gives them; ModelError if its tests fail."""
+    from model.bench_engine import bench_engine
+
+    return bench_engine(contexts, seconds=seconds, out=out, provenance=provenance)
 
 
 def bench_kernels(only: str, rounds: int) -> dict[str, Any]:

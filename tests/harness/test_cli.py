@@ -24,6 +24,7 @@ FLAGS = {
     "tasks": set(),
     "convert": {"source", "destination"},
     "train": {"config", "--out", "--resume"},
+    "bench engine": {"--contexts", "--seconds", "--out"},
     "bench kernels": {"--only", "--rounds", "--out"},
     "bench model": {"--contexts", "--rounds", "--out"},
 }

@@ -87,6 +87,8 @@ def write_random(folder: Path, *, seed: int = 0, device: str = "cpu", **changes:
     shards = _shards(config)
     with ThreadPoolExecutor(WRITERS) as pool:
         sizes = list(pool.map(lambda shard: _write_shard(folder / shard[0], shard[1], seed, device), shards.items()))
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # whoever plans by free memory comes next
     weight_map = {spec.name: file for file, specs in shards.items() for spec in specs}
     first, layers = config["first_k_dense_replace"], config["num_hidden_layers"]
     stored_as = {f"model.layers.{i}.": f"model.layers.{first}." for i in range(first + 1, layers)}

@@ -76,6 +76,7 @@ def test_a_tiny_model_is_measured_sparse_and_dense(engine, monkeypatch):
 
 def test_a_case_that_fails_is_a_row_and_the_others_go_on(engine, monkeypatch):
     monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_engine, "WARM_CONTEXT", 64)
     cases = [Case("dense", 200_000, 1), Case("dense", 40, 1)]
     failed, fine = bench_engine.measure(engine, cases, 320, 60.0, "cpu")
     assert failed["failure"].startswith("Failure: ModelError: request")

@@ -12,8 +12,8 @@ from model.config import read_config
 from model.errors import ModelError
 from model.fp8 import Fp8Experts, Fp8Linear, hold_fp8
 from model.layers import Experts
-from model.placement import load_weights
-from model.random_checkpoint import CONFIG, write_random
+from model.placement import check_tensors, load_weights
+from model.random_checkpoint import CONFIG, _shards, write_random
 from model.request import Attention
 from model.transformer import Transformer
 from model.weights import Weights
@@ -180,6 +180,42 @@ def test_a_random_checkpoint_names_wrong_keys_and_spares_files(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ModelError, match="exists and is not an empty folder"):
         write_random(tmp_path)
+
+
+class Listed:
+    """Names, shapes and dtypes of a checkpoint that nobody has written."""
+
+    def __init__(self, config):
+        specs = [spec for shard in _shards(config).values() for spec in shard]
+        first = config["first_k_dense_replace"]
+        names = {spec.name: spec for spec in specs}
+        for i in range(first + 1, config["num_hidden_layers"]):
+            stem = f"model.layers.{first}."
+            names |= {spec.name.replace(stem, f"model.layers.{i}."): spec for spec in specs if stem in spec.name}
+        self.names = names
+
+    def __iter__(self):
+        return iter(sorted(self.names))
+
+    def shape(self, name):
+        return self.names[name].shape
+
+    def is_float8(self, name):
+        return self.names[name].dtype == torch.float8_e4m3fn
+
+
+def test_full_width_fits_into_half_of_an_h100():
+    source = Listed(CONFIG)
+    model = unfilled(read_config(CONFIG, "config.json"))
+    assert hold_fp8(model, source) == 6 * 6 + 3 * 3 + 3 * 5  # attention, dense MLPs, mixtures with a shared expert
+    check_tensors(model, source, "here")  # every tensor has its place
+    sizes = [
+        t.numel() * (t.element_size() if t.dtype != torch.float32 or name.endswith("scale_inv") else 2)
+        for name, t in model.state_dict().items()
+    ]
+    assert sum(sizes) == pytest.approx(40.2e9, rel=0.01)
+    written = sum(spec.num_bytes for shard in _shards(CONFIG).values() for spec in shard)
+    assert written == pytest.approx(17.1e9, rel=0.01), "one of three mixtures is on the disk"
 
 
 def test_full_width_is_deepseek_v32():

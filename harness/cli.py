@@ -241,6 +241,22 @@ def bench_engine(
     bench(contexts, seconds, out)
 
 
+@bench_app.command("lm-eval", cls=PlainUsage)
+@one_line_errors
+def bench_lm_eval(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/smollm2.yaml.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N samples of every task.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Batch of lm-eval's model.")] = 32,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
+) -> None:
+    """A config's questions, dense, against lm-eval's hf model: samples/s, and whether the answers are the same."""
+    from harness.against import bench_lm_eval as bench
+
+    bench(config, limit, batch, out)
+
+
 def main() -> None:
     """Run the command of sys.argv; a wrong command line is one line as well."""
     command = typer.main.get_command(app)

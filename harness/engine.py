@@ -67,6 +67,7 @@ __all__ = [
     "open_encoding",
     "open_engine",
     "open_training",
+    "peer_files",
     "weight_bytes",
 ]
 
@@ -205,6 +206,23 @@ def model_folder(name: str) -> Path:
     from model.checkpoint import resolve
 
     return resolve(name)
+
+
+def peer_files(choice: "LocalModel") -> tuple[Path, str | None, Any]:
+    """What transformers needs to open the same model: folder, name of its GGUF file if it is one, tokenizer object.
+
+    Raises ModelError for a checkpoint that only this project reads, or for an indexer from elsewhere.
+    """
+    from model.chat.tokenizer import read_tokenizer
+    from model.checkpoint import gguf_file, read_raw_config, resolve
+
+    folder = resolve(choice.path)
+    if choice.indexer is not None or read_raw_config(folder).get("model_type") == "mla_gqa":
+        raise ModelError(
+            f"model.path: expected a checkpoint that transformers reads, got {choice.path!r}; name its source"
+        )
+    gguf = None if (folder / "config.json").exists() else gguf_file(folder).name
+    return folder, gguf, read_tokenizer(folder).source
 
 
 def open_training(

@@ -26,6 +26,7 @@ FLAGS = {
     "train": {"config", "--out", "--resume"},
     "bench engine": {"--contexts", "--seconds", "--out"},
     "bench kernels": {"--only", "--rounds", "--out"},
+    "bench lm-eval": {"config", "--limit", "--batch", "--out"},
     "bench model": {"--contexts", "--rounds", "--out"},
 }
 

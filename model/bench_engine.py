@@ -31,7 +31,7 @@ MAX_BATCH = 64
 WARM_CONTEXT = 16384
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
-GPU_TESTS = ("tests/gpu/test_fp8_weights.py", "tests/gpu/test_*engine*.py")
+GPU_TESTS = ("tests/gpu/test_fp8_weights.py", "tests/gpu/test_*engine*.py", "tests/gpu/test_*serving*.py")
 CPU_TESTS = ("tests/model/test_fp8.py", "tests/model/test_engine.py")
 FAILURES = (ModelError, RuntimeError, ValueError, MemoryError)
 
@@ -53,7 +53,7 @@ def bench_engine(
     contexts: Sequence[int] = CONTEXTS,
     *,
     batches: Sequence[int] | None = None,
-    seconds: float = 120.0,
+    seconds: float = 90.0,
     folder: Path | None = None,
     engine: str = ENGINE,
     dtype: str = "auto",
@@ -100,7 +100,7 @@ def bench_engine(
         opened = _engine_class(engine)(str(path), attentions, dtype=dtype, device=device)
         report.note(
             engine=engine, dtype=dtype, cache_dtype=cache_dtype, torch_device=device, rounds=ROUNDS,
-            load_seconds=time.perf_counter() - began, weights=_bytes_by_dtype(opened),
+            load_seconds=time.perf_counter() - began, weights=_bytes_by_dtype(opened), idle_bytes=_held_bytes(device),
             config={"layers": config.num_layers, "hidden_size": config.hidden_size, "topk": topk},
         )  # fmt: skip
         for row in measure(opened, _cases(contexts, batches), config.vocab_size, seconds, device):
@@ -114,8 +114,9 @@ def measure(
     """Time cases one after the other, behind a warm-up that is not timed; what fails is a row with "failure".
 
     Yields:
-        variant, context, batch, n and n_decode (measurements), peak_bytes, cached_share (of the prompt tokens, in the
-        decode runs), and for prefill and decode the median, min and max of tokens/s over all prompts of the batch.
+        variant, context, batch, n and n_decode (measurements), peak_bytes, peak_over_idle_bytes (what an engine holds
+        between cases, pages of its cache included, does not count), cached_share (of the prompt tokens, in the decode
+        runs), and for prefill and decode the median, min and max of tokens/s over all prompts of the batch.
     """
     began = time.perf_counter()
     warm = min(WARM_CONTEXT, max((case.context for case in cases), default=0))
@@ -132,11 +133,13 @@ def measure(
             yield {**row, "failure": f"not measured: {seconds:.0f} s were over"}
             continue
         _reset_peak(device)
+        before = _held_bytes(device)
         try:
             row |= _measure_case(engine, case, vocab_size, left / (len(cases) - number))
         except FAILURES as error:
             row["failure"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        yield {**row, "peak_bytes": _peak_bytes(device)}
+        peak = _peak_bytes(device)
+        yield {**row, "peak_bytes": peak, "peak_over_idle_bytes": peak - before}
 
 
 def _measure_case(engine: Any, case: Case, vocab_size: int, share: float) -> dict[str, Any]:
@@ -233,6 +236,11 @@ def _reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+
+
+def _held_bytes(device: str) -> int:
+    """What is held now: on a GPU by tensors, on a CPU the most that the process ever took."""
+    return torch.cuda.memory_allocated() if device.startswith("cuda") else _peak_bytes(device)
 
 
 def _peak_bytes(device: str) -> int:

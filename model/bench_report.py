@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 MISSING = "–"  # noqa: RUF001 (an en dash in a table)
-HEAD = ("context", "attention", "batch", "prefill tokens/s", "decode tokens/s", "ms a step", "peak GiB")
+HEAD = ("context", "attention", "batch", "prefill tokens/s", "decode tokens/s", "ms a step", "peak GiB", "over idle")
 
 
 class Report:
@@ -54,7 +54,7 @@ class Report:
 def table(content: Mapping[str, Any]) -> str:
     """The rows as a Markdown table, with what they were measured on above it."""
     device = content.get("device", "unknown device")
-    commit = str(content.get("commit") or "unknown commit")[:12]
+    commit = f"commit {content['commit'][:12]}" if content.get("commit") else "no commit known"
     lines = [f"{device}, {commit}. Medians, with the smallest and largest of n measurements."]
     weights = content.get("weights") or {}
     if weights:
@@ -72,7 +72,8 @@ def line(row: Mapping[str, Any]) -> str:
     else:
         step = 1000 * row["batch"] / row["decode_tokens_per_second"]
         cells += [_rates(row, "prefill", row["n"]), _rates(row, "decode", row["n_decode"]), f"{step:.2f}"]
-    cells.append(f"{row['peak_bytes'] / 2**30:.1f}" if "peak_bytes" in row else MISSING)
+    for name in ("peak_bytes", "peak_over_idle_bytes"):
+        cells.append(f"{row[name] / 2**30:.1f}" if name in row else MISSING)
     return f"| {' | '.join(cells)} |"
 
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prefill and decode rates and peak memory, sparse beside dense.")
     parser.add_argument("--contexts", type=int, nargs="+", default=list(bench.CONTEXTS))
     parser.add_argument("--batches", type=int, nargs="+", default=None, help="default: 1 and what 131,072 tokens hold")
-    parser.add_argument("--seconds", type=float, default=120.0, help="start no case after this long")
+    parser.add_argument("--seconds", type=float, default=90.0, help="start no case after this long")
     parser.add_argument("--model", type=Path, default=None, help="a checkpoint; default: a random one is written")
     parser.add_argument("--engine", default=bench.ENGINE, help="module:class")
     parser.add_argument("--dtype", default="auto")

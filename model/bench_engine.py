@@ -77,9 +77,15 @@ def bench_engine(
         {**provenance, "config", "rounds", "weights": bytes by dtype, "rows": as `measure` gives them, …}.
 
     Raises:
-        ModelError: the tests fail or are missing, no such engine, or the checkpoint cannot be opened.
+        ModelError: full width without a GPU, the tests fail or are missing, no such engine, or the checkpoint cannot
+            be opened.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu" and folder is None and not changes:
+        raise ModelError(
+            "bench engine: expected a GPU for DeepSeek-V3.2's full width, found none; "
+            "`python3 -m model.bench_engine --set hidden_size=512 …` measures smaller ones"
+        )
     _gate(GPU_TESTS if device.startswith("cuda") else CPU_TESTS)
     report = Report(out, provenance or {})
     with tempfile.TemporaryDirectory(prefix="dsa-eval-bench-", dir=scratch) as temporary:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from model import bench_engine
 from model.bench_engine import Case
@@ -135,3 +136,9 @@ def test_an_engine_that_is_not_there_and_tests_that_fail_are_one_line(tmp_path, 
     failing.write_text("def test_wrong():\n    assert 1 == 2\n")
     with pytest.raises(ModelError, match="bench engine: the tests failed, nothing is timed"):
         bench_engine._gate([str(failing)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_full_width_is_not_tried_without_a_gpu():
+    with pytest.raises(ModelError, match=r"expected a GPU for DeepSeek-V3\.2's full width, found none"):
+        bench_engine.bench_engine()

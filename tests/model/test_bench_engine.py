@@ -131,7 +131,8 @@ def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):
 def test_an_engine_that_is_not_there_and_tests_that_fail_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"expected module:class of an engine, got 'model\.engine:None'"):
         bench_engine._engine_class("model.engine:None")
-    assert bench_engine._engine_class(bench_engine.ENGINE) is LocalEngine
+    assert bench_engine._engine_class("model.engine:LocalEngine") is LocalEngine
+    assert callable(bench_engine._engine_class(bench_engine.ENGINE))
     failing = tmp_path / "test_wrong.py"
     failing.write_text("def test_wrong():\n    assert 1 == 2\n")
     with pytest.raises(ModelError, match="bench engine: the tests failed, nothing is timed"):

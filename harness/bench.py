@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.bench_page import write_page
 from harness.engine import bench_attention as measure_attention
+from harness.engine import bench_engine as measure_engine
 from harness.engine import bench_kernels as measure_kernels
 from harness.engine import bench_model as measure_model
 from harness.errors import HarnessError
@@ -54,6 +55,14 @@ def _told(record: Mapping[str, Any], out: Path | None) -> bool:
     if out is not None:
         bench_page(out)
     return failed == 0
+
+
+def bench_engine(contexts: str, seconds: float, out: Path | None) -> None:
+    """Measure the engine row by row: each is printed, and written to `out` if asked, as it comes.
+
+    Raises HarnessError for a list of lengths that cannot be read, ModelError if the engine's tests fail.
+    """
+    measure_engine(_lengths(contexts), seconds, out, provenance())
 
 
 def _lengths(text: str) -> list[int]:

@@ -255,6 +255,39 @@ def bench_page(
     page(path)
 
 
+@bench_app.command("engine", cls=PlainUsage)
+@one_line_errors
+def bench_engine(
+    contexts: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Context lengths in tokens.")
+    ] = "8192,32768,65536,131072",
+    seconds: Annotated[float, typer.Option(min=1, metavar="N", help="Start no measurement after this long.")] = 90,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file to write as well, a table in Markdown beside it.")
+    ] = None,
+) -> None:
+    """Prefill, decode and memory at DeepSeek-V3.2's full width, sparse and dense, after the engine's tests."""
+    from harness.bench import bench_engine as bench
+
+    bench(contexts, seconds, out)
+
+
+@bench_app.command("lm-eval", cls=PlainUsage)
+@one_line_errors
+def bench_lm_eval(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/smollm2.yaml.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N samples of every task.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Batch of lm-eval's model.")] = 32,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
+) -> None:
+    """A config's questions, dense, against lm-eval's hf model: samples/s, and whether the answers are the same."""
+    from harness.against import bench_lm_eval as bench
+
+    bench(config, limit, batch, out)
+
+
 def main() -> None:
     """Run the command of sys.argv; a wrong command line is one line as well."""
     command = typer.main.get_command(app)

@@ -61,6 +61,7 @@ __all__ = [
     "TrainingEvent",
     "Usage",
     "bench_attention",
+    "bench_engine",
     "bench_kernels",
     "bench_model",
     "convert",
@@ -69,6 +70,7 @@ __all__ = [
     "open_encoding",
     "open_engine",
     "open_training",
+    "peer_files",
     "sees_gpu",
     "weight_bytes",
 ]
@@ -207,6 +209,15 @@ def bench_attention(only: str, rounds: int, out: Path | None, tell: Callable[[st
     return bench_attention(only, rounds, out, tell)
 
 
+def bench_engine(
+    contexts: Sequence[int], seconds: float, out: Path | None, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Rates and memory of the engine at full width as model.bench_engine gives them; ModelError if its tests fail."""
+    from model.bench_engine import bench_engine
+
+    return bench_engine(contexts, seconds=seconds, out=out, provenance=provenance)
+
+
 def bench_kernels(only: str, rounds: int, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
     """Kernel times on this GPU, kept in `out` row by row; ModelError without a GPU or if a test fails."""
     from model.kernel_bench import bench_kernels
@@ -226,6 +237,23 @@ def model_folder(name: str) -> Path:
     from model.checkpoint import resolve
 
     return resolve(name)
+
+
+def peer_files(choice: "LocalModel") -> tuple[Path, str | None, Any]:
+    """What transformers needs to open the same model: folder, name of its GGUF file if it is one, tokenizer object.
+
+    Raises ModelError for a checkpoint that only this project reads, or for an indexer from elsewhere.
+    """
+    from model.chat.tokenizer import read_tokenizer
+    from model.checkpoint import gguf_file, read_raw_config, resolve
+
+    folder = resolve(choice.path)
+    if choice.indexer is not None or read_raw_config(folder).get("model_type") == "mla_gqa":
+        raise ModelError(
+            f"model.path: expected a checkpoint that transformers reads, got {choice.path!r}; name its source"
+        )
+    gguf = None if (folder / "config.json").exists() else gguf_file(folder).name
+    return folder, gguf, read_tokenizer(folder).source
 
 
 def open_training(

@@ -25,7 +25,9 @@ FLAGS = {
     "convert": {"source", "destination"},
     "train": {"config", "--out", "--resume"},
     "bench attention": {"--only", "--rounds", "--out"},
+    "bench engine": {"--contexts", "--seconds", "--out"},
     "bench kernels": {"--only", "--rounds", "--out"},
+    "bench lm-eval": {"config", "--limit", "--batch", "--out"},
     "bench page": {"path"},
     "bench model": {"--contexts", "--rounds", "--out"},
 }

@@ -49,7 +49,7 @@ def expert_mlp(
         ValueError: a wrong shape, dtype or device. Expert numbers on a GPU are the caller's word.
     """
     _check(x, gate_up, down, experts, weights, scales)
-    if takes_kernels(x):
+    if takes_kernels(x, gate_up, down):
         return _expert_mlp_triton(x, gate_up, down, experts, weights, scales)
     s, a = experts.shape
     out = torch.zeros(s, x.shape[1], dtype=torch.float32, device=x.device)

@@ -181,11 +181,15 @@ def convert(
     destination: Annotated[
         str, typer.Argument(metavar="DESTINATION", help="Folder to write; must not exist or be empty.")
     ],
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="TOKENS", help="Declare a longer context: rotations are stretched by YaRN."),
+    ] = None,
 ) -> None:
     """Write a GQA, GGUF or FP8 checkpoint as a latent-attention one."""
     from harness.engine import convert as convert_checkpoint
 
-    print(convert_checkpoint(source, destination))
+    print(convert_checkpoint(source, destination, context))
 
 
 @command()

@@ -195,11 +195,14 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention], devi
     return local
 
 
-def convert(source: str, destination: str) -> Path:
-    """Writes a checkpoint as a folder of this project's architecture. Raises ModelError with one line."""
+def convert(source: str, destination: str, context: int | None = None) -> Path:
+    """Writes a checkpoint as a folder of this project's architecture, for `context` tokens if that is given.
+
+    Raises ModelError with one line.
+    """
     from model.convert import convert_folder
 
-    return convert_folder(source, destination)
+    return convert_folder(source, destination, context=context)
 
 
 def bench_attention(only: str, rounds: int, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ FLAGS = {
     "publish": {"run_folder", "--out"},
     "rescore": {"runs"},
     "tasks": set(),
-    "convert": {"source", "destination"},
+    "convert": {"source", "destination", "--context"},
     "train": {"config", "--out", "--resume"},
     "bench attention": {"--only", "--rounds", "--out"},
     "bench engine": {"--contexts", "--seconds", "--out"},

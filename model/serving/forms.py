@@ -1,0 +1,31 @@
+"""Which algebraically equal form a prompt's chunk takes: a committed table by absolute position and config alone."""
+
+import torch
+
+from model.attention import MLA
+from model.config import ModelConfig
+
+EXPAND_BYTES = 1 << 30  # keys and values of the MHA form that are held at a time
+# on a GPU a gathered multiply-add costs as much as this many of the masked form, which reads whole tiles in order:
+# the masked form is expected at 350 to 450 TFLOP/s, the gathered one at 450 to 500, but it also expands the latent
+CUDA_GATHER_COST = 1.0
+
+
+def gathers(layer: MLA, topk: int, start: int, device: torch.device) -> bool:
+    """Whether a chunk at this position gathers its selected keys, or reads all of them under a mask.
+
+    At DeepSeek-V3.2's widths and k = 2,048 a GPU gathers from 6,964 tokens on. The CPU's table is the CPU engine's.
+    """
+    if device.type != "cuda":
+        return layer._gathers(topk, start)
+    config = layer.config
+    masked = start * (config.query_dim + config.v_dim)
+    gathered = topk * (layer.layout.width + layer.layout.latent_dim) // config.groups
+    return masked >= CUDA_GATHER_COST * gathered
+
+
+def heads_at_once(config: ModelConfig, num_keys: int, itemsize: int) -> int:
+    """Heads whose keys and values are expanded together: a power of two, all heads where they fit."""
+    width = 2 * (config.nope_dim + config.v_dim) + config.rope_dim  # projected, then keys beside the rope part
+    fit = max(1, EXPAND_BYTES // max(1, num_keys * width * itemsize))
+    return config.num_heads if fit >= config.num_heads else 1 << (fit.bit_length() - 1)

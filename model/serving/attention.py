@@ -26,8 +26,9 @@ def attend_chunk(
     if layer.indexer is not None and chunk.index_dtype is not None:
         chunk.scorer = _score_with(layer, latent, x, index_tables, chunk, pages)
     kv = pages.rows(chunk.pages)[: chunk.stop]
+    known = chunk.start + chunk.num_tokens
+    kv[known:] = 0  # what lies there may be another request's NaN, and 0 * NaN is NaN
     if chunk.probe is not None:
-        known = chunk.start + chunk.num_tokens
         chunk.probe.measure(layer, q[: chunk.num_tokens], kv[:known], cast(Segment, _window(chunk, q.device)))
     out = _read_chunk(layer, q, kv, chunk)
     projected: torch.Tensor = layer.o_proj(out.flatten(1))

@@ -223,7 +223,9 @@ class PagedEngine:
             pages.release(shared)
             return False
         sequence.pages = shared + pages.take(needed)
-        sequence.length = sequence.cached_tokens = len(shared) * PAGE
+        sequence.length = len(shared) * PAGE
+        if not sequence.generated:
+            sequence.cached_tokens = sequence.length
         self.stats.cached_tokens += sequence.length
         return True
 

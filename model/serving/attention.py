@@ -12,7 +12,7 @@ from model.attention import MLA
 from model.indexer import Tables
 from model.segment import Segment
 from model.serving.choose import choose_for_chunk, choose_for_rows
-from model.serving.forms import gathers, heads_at_once
+from model.serving.forms import dense_backend, gathers, heads_at_once
 from model.serving.pool import LayerPages
 from model.serving.step import Chunk, Rows, Scorer, Window
 
@@ -102,9 +102,9 @@ def _read_chunk(layer: MLA, q: torch.Tensor, kv: torch.Tensor, chunk: Chunk) -> 
 def _read_all(layer: MLA, q: torch.Tensor, kv: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
     """All visible keys, or those in `mask`, in the MHA form, a few heads at a time where the context is long."""
     config, layout = layer.config, layer.layout
-    scale = config.softmax_scale
+    scale, backend = config.softmax_scale, dense_backend(config, q.device)
     if not config.absorbs:
-        return dense_mla(q, layout.keys(kv), layout.values(kv), scale, start, mask)
+        return dense_mla(q, layout.keys(kv), layout.values(kv), scale, start, mask, backend=backend)
     latent, rope = kv.split((config.kv_lora_rank, config.rope_dim), -1)
     weights = layer.kv_b_proj.weight.unflatten(0, (config.num_heads, -1))
     out = torch.empty(q.shape[0], config.num_heads, config.v_dim, dtype=q.dtype, device=q.device)
@@ -114,5 +114,5 @@ def _read_all(layer: MLA, q: torch.Tensor, kv: torch.Tensor, start: int, mask: t
         both = (latent @ weights[heads].flatten(0, 1).T).unflatten(-1, (heads.stop - first, -1))
         nope, values = both.split((config.nope_dim, config.v_dim), -1)
         keys = torch.cat((nope, rope[:, None].expand(-1, heads.stop - first, -1)), -1)
-        out[:, heads] = dense_mla(q[:, heads], keys, values, scale, start, mask)
+        out[:, heads] = dense_mla(q[:, heads], keys, values, scale, start, mask, backend=backend)
     return out

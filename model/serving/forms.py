@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.dense_prefill import PrefillBackend
 from model.attention import MLA
 from model.config import ModelConfig
 
@@ -29,3 +30,10 @@ def heads_at_once(config: ModelConfig, num_keys: int, itemsize: int) -> int:
     width = 2 * (config.nope_dim + config.v_dim) + config.rope_dim  # projected, then keys beside the rope part
     fit = max(1, EXPAND_BYTES // max(1, num_keys * width * itemsize))
     return config.num_heads if fit >= config.num_heads else 1 << (fit.bit_length() - 1)
+
+
+def dense_backend(config: ModelConfig, device: torch.device) -> PrefillBackend:
+    """Who reads all visible keys of a prompt's chunk: cuDNN's plans are worth their set-up for wide heads only."""
+    if device.type == "cuda" and max(config.query_dim, config.v_dim) < 128:
+        return "triton"
+    return "auto"

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 import typer.main
@@ -84,11 +84,16 @@ def run(
     gpus: Annotated[
         float | None, typer.Option(min=0, metavar="N", help="GPUs that each worker reserves, e.g. 1 or 0.5.")
     ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where local models run; auto takes GPUs if there are any.")
+    ] = "auto",
 ) -> None:
     """Run every variant on every task. The same command again resumes."""
     from harness.run import run as run_config
 
-    run_config(config, out=out, limit=limit, replicas=replicas, address=address, gpus=gpus, dry_run=dry_run)
+    run_config(
+        config, out=out, limit=limit, replicas=replicas, address=address, gpus=gpus, device=device, dry_run=dry_run
+    )
 
 
 @command()

@@ -7,10 +7,10 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from model.chat.encoding import ChatEncoding, Reply, ToolCall
-from model.errors import ModelError
+from model.errors import DeviceLostError, ModelError
 from model.request import (
     SELECTORS,
     Attention,
@@ -38,6 +38,8 @@ __all__ = [
     "Attention",
     "CacheDtype",
     "ChatEncoding",
+    "Device",
+    "DeviceLostError",
     "Engine",
     "FinishReason",
     "IndexDtype",
@@ -66,8 +68,11 @@ __all__ = [
     "open_encoding",
     "open_engine",
     "open_training",
+    "sees_gpu",
     "weight_bytes",
 ]
+
+Device = Literal["cpu", "cuda"]
 
 
 class Engine(Protocol):
@@ -87,7 +92,7 @@ class ModelFacts:
 
     fingerprint: of the weights, part of every journal key. context_length: None is unknown (endpoints, scripts).
     selectors: who can choose keys in this model; empty where attention cannot be set at all.
-    numerics: version of the arithmetic; raised when the same weights would give other bits.
+    numerics: device and version of the arithmetic; raised when the same weights would give other bits.
     """
 
     fingerprint: str
@@ -96,8 +101,11 @@ class ModelFacts:
     numerics: str = "none"
 
 
-def describe_model(choice: "ModelChoice") -> ModelFacts:
-    """Reads config.json and the headers of the checkpoint, never a weight. Raises ModelError where they are missing."""
+def describe_model(choice: "ModelChoice", device: Device = "cpu") -> ModelFacts:
+    """Reads config.json and the headers of the checkpoint, never a weight. device: where a local model will run.
+
+    Raises ModelError where they are missing.
+    """
     from harness.config import EndpointModel, ScriptedModel
 
     if isinstance(choice, ScriptedModel):
@@ -106,15 +114,22 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
         seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
         return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
     from model.checkpoint import describe
-    from model.engine import NUMERICS
+    from model.engine import numerics
 
     facts = describe(choice.path, choice.indexer)
     return ModelFacts(
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
         selectors=tuple(facts["selectors"]),
-        numerics=NUMERICS,
+        numerics=numerics(device),
     )
+
+
+def sees_gpu() -> bool:
+    """Whether torch, in this process, has a GPU to compute on."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def weight_bytes(choice: "LocalModel") -> int:
@@ -147,8 +162,11 @@ def open_encoding(choice: "ModelChoice") -> ChatEncoding:
     return load_encoding(Path(resolve(folder)), chat_template)
 
 
-def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> Engine:
-    """An engine that serves the named variants of one model; the weights are loaded once for all of them."""
+def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention], device: Device = "cpu") -> Engine:
+    """An engine that serves the named variants of one model; the weights are loaded once for all of them.
+
+    device: of a local model; "cuda" is the process's current GPU.
+    """
     from harness.config import EndpointModel, ScriptedModel
 
     if isinstance(choice, ScriptedModel):
@@ -164,7 +182,12 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> E
     from model.engine import LocalEngine
 
     local: Engine = LocalEngine(
-        choice.path, attentions, dtype=choice.dtype, chat_template=choice.chat_template, indexer=choice.indexer
+        choice.path,
+        attentions,
+        dtype=choice.dtype,
+        chat_template=choice.chat_template,
+        device=device,
+        indexer=choice.indexer,
     )
     return local
 

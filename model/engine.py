@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
+from kernels import switch
 from model.admission import check_request, failure, num_tokens, wanted_index_dtype
 from model.cache import CUDA_PREFILL_CHUNK, PREFILL_CHUNK, Cache
 from model.chat.encoding import ChatEncoding, load_encoding
@@ -276,6 +277,12 @@ class LocalEngine:
             probes=probes,
             seconds=time.perf_counter() - sequence.began,
         )
+
+
+def numerics(device: str) -> str:
+    """The tag of the arithmetic on "cpu" or "cuda", in this process and in those that inherit its environment."""
+    forced = device == "cuda" and switch.FORCE_TORCH
+    return f"{NUMERICS[device]}-torch" if forced else NUMERICS[device]
 
 
 def raise_if_lost(error: Exception) -> None:

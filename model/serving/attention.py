@@ -26,9 +26,10 @@ def attend_chunk(
     if layer.indexer is not None and chunk.index_dtype is not None:
         chunk.scorer = _score_with(layer, latent, x, index_tables, chunk, pages)
     kv = pages.rows(chunk.pages)[: chunk.stop]
-    known = chunk.start + chunk.num_tokens
-    kv[known:] = 0  # what lies there may be another request's NaN, and 0 * NaN is NaN
+    # what lies behind the last token may be another request's NaN, and 0 * NaN is NaN
+    kv[chunk.start :].masked_fill_(~chunk.real[:, None], 0.0)
     if chunk.probe is not None:
+        known = chunk.start + chunk.num_tokens
         chunk.probe.measure(layer, q[: chunk.num_tokens], kv[:known], cast(Segment, _window(chunk, q.device)))
     out = _read_chunk(layer, q, kv, chunk)
     projected: torch.Tensor = layer.o_proj(out.flatten(1))
@@ -87,7 +88,7 @@ def _window(chunk: Chunk, device: torch.device) -> Window:
 def _read_chunk(layer: MLA, q: torch.Tensor, kv: torch.Tensor, chunk: Chunk) -> torch.Tensor:
     """Rotated queries [s, h, nope + rope] over cache rows [t, width] -> head outputs [s, h, v]."""
     attention = chunk.attention
-    if attention.topk is None or chunk.start + chunk.num_tokens <= attention.topk:
+    if attention.topk is None or chunk.stop <= attention.topk:
         chunk.chosen = None
         return _read_all(layer, q, kv, chunk.start, None)
     by_ids = gathers(layer, attention.topk, chunk.start, q.device)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -109,15 +110,18 @@ class Decoder:
         """The step for tables of `bucket` pages: captured when it is first needed."""
         if bucket in self._steps:
             return self._steps[bucket]
-        on_gpu = self.device.type == "cuda"
-        host = torch.zeros(self.num_rows, FIELDS + bucket, dtype=torch.int32, pin_memory=on_gpu)
+        host = torch.zeros(self.num_rows, FIELDS + bucket, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         given = torch.zeros(host.shape, dtype=torch.int32, device=self.device)
 
         def run() -> None:
             self._run(given)
 
         began = time.perf_counter()
-        self._steps[bucket] = self._captured(run) if on_gpu and self.graphs else run
+        if self.graphs:
+            self._steps[bucket] = capture(run, self.outputs.memory)
+            self.stats.graphs += 1
+        else:
+            self._steps[bucket] = run
         self._given[bucket] = host, given
         self.stats.capture_seconds += time.perf_counter() - began
         return self._steps[bucket]
@@ -128,17 +132,24 @@ class Decoder:
         self.outputs.tokens.copy_(torch.where(largest.isfinite(), logits.argmax(-1), NOT_FINITE))
         self.outputs.logits.copy_(logits)
 
-    def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        """`run` as a graph. All rows are padding meanwhile: the cache's scratch page takes what they write."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.outputs.memory, capture_error_mode="thread_local"):
+
+def capture(run: Callable[[], None], memory: Any) -> Callable[[], None]:
+    """`run` as a CUDA graph in this pool of memory -> its replay.
+
+    The caller's inputs are padding meanwhile, so that the cache's scratch page takes what is written.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
             run()
-        self.stats.graphs += 1
-        return graph.replay
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+        run()
+
+    def replay() -> None:
+        graph.replay()
+
+    return replay

@@ -3,10 +3,10 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 
+from kernels import switch
 from kernels.fp8_cache import PAGE
 from model.admission import check_request, failure, num_tokens, wanted_index_dtype
 from model.chat.encoding import ChatEncoding, load_encoding
@@ -14,46 +14,20 @@ from model.checkpoint import load_model, resolve
 from model.engine import FAILURES, raise_if_lost
 from model.errors import ModelError
 from model.malloc import keep_freed_memory
-from model.request import Attention, IndexDtype, ProbeResult, Request, Result
+from model.request import Attention, ProbeResult, Request, Result
 from model.sampling import greedy
 from model.serving.decoder import NOT_FINITE, Decoder, Outputs
-from model.serving.forward import head, run_chunk
-from model.serving.memory import plan_pages, working_bytes
-from model.serving.pages import Pages, chunk_keys
-from model.serving.pool import SCRATCH, PagePool, pool_page_bytes, takes_packed
+from model.serving.forward import head
+from model.serving.lanes import Lane, open_lanes, packs
+from model.serving.pages import chunk_keys
+from model.serving.prompter import Prompter
 from model.serving.schedule import Schedule
 from model.serving.sequence import PagedSequence
+from model.serving.shape import SHAPES, Shape, numerics
 from model.serving.stats import Stats
-from model.serving.step import Chunk
 from model.transformer import Transformer
 
-# part of the journal key, by device: raised when the same weights and request would give other bits
-NUMERICS = {"cpu": "cpu-paged-1", "cuda": "cuda-paged-1"}
 SCORED_ROWS = 256  # rows of a continuation whose logits are held at a time
-
-
-class Shape(NamedTuple):
-    """Fixed sizes of a device's steps, all part of its numerics.
-
-    rows: answers that run together. chunk: prompt tokens a step; prefixes are shared in these units, so that chunks
-    never move. granule: a chunk's rows are padded to a multiple of this, so that few shapes occur. budget: prompt
-    tokens between two decode steps.
-    """
-
-    rows: int
-    chunk: int
-    granule: int
-    budget: int
-
-
-SHAPES = {"cpu": Shape(8, 256, 64, 512), "cuda": Shape(64, 2048, 256, 8192)}
-
-
-class Lane(NamedTuple):
-    """One kind of storage and who holds its pages."""
-
-    pool: PagePool
-    pages: Pages
 
 
 class PagedEngine:
@@ -76,6 +50,7 @@ class PagedEngine:
         shape: Shape | None = None,
         cache_bytes: int | None = None,
         graphs: bool = True,
+        prompt_graphs: bool = False,
     ) -> None:
         """Load weights (path, dtype, indexer: see `load_model`) and tokenizer, and take the cache's memory.
 
@@ -84,6 +59,7 @@ class PagedEngine:
             shape: None is the device's of SHAPES; another one may change last bits.
             cache_bytes: for pages; None is all that is free on a GPU, 1 GiB on a CPU.
             graphs: decode through CUDA graphs; False launches every kernel anew, for debugging: the same bits.
+            prompt_graphs: the first chunk of prompts as well, for many short prompts through a small model.
 
         Raises:
             ModelError: as `load_model` and `load_encoding`; no GPU; no memory for pages.
@@ -94,7 +70,9 @@ class PagedEngine:
             torch.set_num_threads(1)
             keep_freed_memory()
         model = load_model(path, dtype, device, indexer)
-        self._serve(model, load_encoding(resolve(path), chat_template), attentions, shape, cache_bytes, graphs)
+        self._serve(
+            model, load_encoding(resolve(path), chat_template), attentions, shape, cache_bytes, graphs, prompt_graphs
+        )
 
     @classmethod
     def of(
@@ -106,10 +84,11 @@ class PagedEngine:
         shape: Shape | None = None,
         cache_bytes: int | None = None,
         graphs: bool = True,
+        prompt_graphs: bool = False,
     ) -> "PagedEngine":
         """An engine around a model that is already in memory, on the model's device. Arguments as above."""
         engine = cls.__new__(cls)
-        engine._serve(model, encoding, attentions, shape, cache_bytes, graphs)
+        engine._serve(model, encoding, attentions, shape, cache_bytes, graphs, prompt_graphs)
         return engine
 
     def _serve(
@@ -120,6 +99,7 @@ class PagedEngine:
         shape: Shape | None,
         cache_bytes: int | None,
         graphs: bool,
+        prompt_graphs: bool,
     ) -> None:
         self.model = model
         self.encoding = encoding
@@ -127,47 +107,25 @@ class PagedEngine:
         self._device = model.embed_tokens.weight.device
         self._dtype = model.embed_tokens.weight.dtype
         self.device = self._device.type
-        self.numerics = NUMERICS[self.device]
+        self.numerics = numerics(self.device)
         self.shape = shape or SHAPES[self.device]
-        if self.shape.chunk % max(256, self.shape.granule) or self.shape.granule % PAGE:
-            raise ModelError(
-                f"engine: expected a chunk in multiples of 256 and of the granule, that in multiples of {PAGE}, "
-                f"got {self.shape}"
-            )
+        self.shape.check()
         self.num_rows = self.shape.rows
         self.prefill_budget = self.shape.budget
-        self.graphs = graphs
+        # torch's forms of the kernels wait for the host
+        self.graphs = graphs and self.device == "cuda" and not switch.FORCE_TORCH
+        self.prompt_graphs = self.graphs and prompt_graphs
         self.stats = Stats()
         if self.device == "cuda":
             # sums of bfloat16 products stay in float32 between the parts of a split product
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._outputs = Outputs(self.num_rows, model.config.vocab_size, self._device)
-        self._lanes = self._plan(cache_bytes)
+        self._lanes = open_lanes(
+            model.config, attentions, self._dtype, self._device, self.shape, cache_bytes, self.prompt_graphs
+        )
+        self.stats.pool_bytes = sum(lane.pool.num_bytes for lane in self._lanes.values())
         self._decoders: dict[str, Decoder] = {}
-
-    def _plan(self, cache_bytes: int | None) -> dict[bool, Lane]:
-        """One pool for each kind of latent rows that the variants ask for, by whether they are packed."""
-        config = self.model.config
-        kinds: dict[bool, set[IndexDtype]] = {}
-        for attention in self.attentions.values():
-            asked = kinds.setdefault(self._packs(attention), set())
-            if config.indexer is not None:
-                asked.add(attention.index_dtype or config.indexer.dtype)
-        index = {packed: tuple(sorted(asked)) for packed, asked in kinds.items()}
-        working = working_bytes(config, self._dtype.itemsize, self.num_rows, self.shape.chunk, config.max_positions)
-        sizes = [pool_page_bytes(config, self._dtype, packed, index[packed]) for packed in kinds]
-        counts = plan_pages(sizes, self.num_rows, config.max_positions, working, self._device, cache_bytes)
-        lanes = {}
-        for packed, count in zip(kinds, counts, strict=True):
-            pool = PagePool(
-                config, count, dtype=self._dtype, packed=packed, index_dtypes=index[packed], device=self._device
-            )
-            lanes[packed] = Lane(pool, Pages(count))
-            self.stats.pool_bytes += pool.num_bytes
-        return lanes
-
-    def _packs(self, attention: Attention) -> bool:
-        return attention.cache_dtype == "fp8" and takes_packed(self.model.config, self._dtype)
+        self._prompters: dict[str, Prompter] = {}
 
     @property
     def device_name(self) -> str:
@@ -195,7 +153,7 @@ class PagedEngine:
     # what the schedule asks for
 
     def lane(self, sequence: PagedSequence) -> Lane:
-        return self._lanes[self._packs(sequence.attention)]
+        return self._lanes[packs(sequence.attention, self.model.config, self._dtype)]
 
     def admit(self, request: Request, order: int) -> PagedSequence:
         """A request that fits, without a page yet. Raises ModelError if it never can."""
@@ -326,29 +284,15 @@ class PagedEngine:
 
     def _run_chunk(self, sequence: PagedSequence, ids: tuple[int, ...], start: int) -> torch.Tensor:
         """Hidden states of tokens of one request, padding included: [rows, hidden]."""
-        count, granule, device = len(ids), self.shape.granule, self._device
-        length = -(-count // granule) * granule
-        num_pages = -(-(start + length) // PAGE)
-        table = [*sequence.pages[:num_pages], *[SCRATCH] * (num_pages - len(sequence.pages))]
-        pages = torch.tensor(table, dtype=torch.int64, device=device)
-        positions = torch.arange(start, start + length, device=device)
-        slots = pages[positions // PAGE] * PAGE + positions % PAGE
-        probe = sequence.probe
+        variant, probe = sequence.request.variant, sequence.probe
+        if variant not in self._prompters:
+            self._prompters[variant] = Prompter(
+                self.model, self.lane(sequence).pool, sequence.attention, self._outputs, self.shape.granule,
+                self.prompt_graphs, self.stats,
+            )  # fmt: skip
         if probe is not None and probe.phase == "prompt":
-            probe = probe if any(start <= p < start + count for p in probe.prompt_positions) else None
-        chunk = Chunk(
-            attention=sequence.attention,
-            start=start,
-            num_tokens=count,
-            length=length,
-            positions=positions,
-            slots=torch.where(positions < start + count, slots, SCRATCH * PAGE + positions % PAGE),
-            pages=pages,
-            index_dtype=sequence.index_dtype,
-            probe=probe,
-        )
-        padded = torch.tensor([*ids, *[0] * (length - count)], dtype=torch.int64, device=device)
-        return run_chunk(self.model, padded, chunk, self.lane(sequence).pool)
+            probe = probe if any(start <= p < start + len(ids) for p in probe.prompt_positions) else None
+        return self._prompters[variant].run(ids, start, sequence.pages, sequence.index_dtype, probe)
 
     def _score(self, sequence: PagedSequence, hidden: torch.Tensor, start: int, stop: int) -> None:
         """Log-likelihoods of those continuation tokens whose predecessors are in this chunk."""

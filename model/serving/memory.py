@@ -27,7 +27,7 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
         a_token += config.moe.num_active * (
             config.moe.intermediate_size * (3 * itemsize + 12) + config.hidden_size * (itemsize + 4)
         )
-    a_key = config.kv_width * (2 * itemsize + 8)  # a copy in order, in float32 on its way from FP8
+    a_key = config.kv_width * (2 * itemsize + 14)  # a copy in order, in float32 on its way from FP8
     if config.indexer is not None:
         a_key += config.indexer.head_dim * 9
     prompt = chunk * a_token + context * a_key + SCORE_BYTES + 2 * EXPAND_BYTES

@@ -99,6 +99,7 @@ class PagePool:
         """packed: latent rows in FP8 with their scales. index_dtypes: precisions of index keys to keep room for."""
         self.num_pages = num_pages
         self.packed = packed
+        self.dtype = dtype
         layout = layout_of(config)
         self.layers = []
         for i in range(config.num_layers):

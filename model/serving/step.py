@@ -32,7 +32,8 @@ class Scorer:
 class Chunk:
     """Tokens start..start + num_tokens - 1 of one prompt, followed by padding up to `length` rows.
 
-    positions, slots: of every row, [length] int64. pages: the request's pages up to the padding's end, [m] int64.
+    positions, slots: of every row, [length] int64. real: false for padding, [length] bool. pages: the request's pages
+    up to the padding's end, [m] int64.
     index_dtype: precision of the index keys to write, None if nobody will ask the indexer.
     scorer, chosen: of the last layer with an indexer of its own, for the layers that share them.
     """
@@ -43,6 +44,7 @@ class Chunk:
     length: int
     positions: torch.Tensor
     slots: torch.Tensor
+    real: torch.Tensor
     pages: torch.Tensor
     index_dtype: IndexDtype | None
     probe: Probe | None = None

@@ -16,8 +16,9 @@ from model.engine import LocalEngine
 from model.request import Attention, Probes, Request, Sampling
 from model.sampling import Sampler
 from model.serving.decoder import Decoder
-from model.serving.engine import PagedEngine, Shape
+from model.serving.engine import PagedEngine
 from model.serving.memory import working_bytes
+from model.serving.shape import Shape
 from model.transformer import Transformer
 from tests.model.test_bundled import needle_requests
 from tests.model.test_engine import Words
@@ -166,15 +167,16 @@ def test_requests_that_lose_their_pages_come_back_with_the_same_bits(bundled, lo
     assert all(torch.equal(torch.stack(logits_of[seed]), steps) for seed, steps in bits.items())
 
 
+@pytest.mark.parametrize("prompt_graphs", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_graphs_and_single_launches_give_the_same_bits(bundled, name, logits_of):
+def test_graphs_and_single_launches_give_the_same_bits(bundled, name, prompt_graphs, logits_of):
     tiny, variants = bundled("bfloat16"), {name: VARIANTS[name]}
     requests = sampled(variants)
     expected = answers(paged(tiny, variants, graphs=False), requests)
     bits = {seed: torch.stack(steps) for seed, steps in logits_of.items()}
-    engine = paged(tiny, variants)
+    engine = paged(tiny, variants, prompt_graphs=prompt_graphs)
     assert answers(engine, requests) == expected
-    assert engine.stats.graphs >= 2
+    assert engine.stats.graphs >= (5 if prompt_graphs else 2)
     assert all(torch.equal(torch.stack(logits_of[seed]), steps) for seed, steps in bits.items())
 
 

@@ -7,12 +7,14 @@ import torch
 
 import model.sequence
 import model.serving.decoder
+import model.serving.prompter
 from model.chat.encoding import load_encoding
 from model.checkpoint import load_model, resolve
 from model.engine import LocalEngine
 from model.request import Attention, Probes, Sampling
 from model.sampling import Sampler
-from model.serving.engine import PagedEngine, Shape
+from model.serving.engine import PagedEngine
+from model.serving.shape import Shape
 from tests.model.helpers import dsa_folder, llama_folder, ours
 from tests.model.test_bundled import needle_requests
 from tests.model.test_engine import VARIANTS, Words, answers, ask, random_ids
@@ -371,3 +373,30 @@ def test_it_counts_what_it_did(tiny):
 def test_a_chunk_of_no_whole_granules_is_refused(tiny):
     with pytest.raises(ValueError, match="multiples of 256"):
         paged(tiny, shape=Shape(rows=4, chunk=300, granule=64, budget=300))
+
+
+def test_steps_that_are_captured_once_and_replayed_give_the_same_bits(tiny, logits_of, monkeypatch):
+    """What a graph does is put together here without one: fixed inputs and outputs, warm-ups on padding."""
+    requests = [
+        ask(str(i), 40 + 90 * i, seed=i, variant=variant, max_tokens=30, sampling=Sampling(temperature=1.0))
+        for i, variant in enumerate([*VARIANTS, "dense", "indexer"])
+    ]
+    expected = answers(paged(tiny), requests)
+    bits = {seed: torch.stack(steps) for seed, steps in logits_of.items()}
+    captured = []
+
+    def capture(run, memory):
+        run()
+        run()
+        captured.append(run)
+        return run
+
+    for module in (model.serving.decoder, model.serving.prompter):
+        monkeypatch.setattr(module, "capture", capture)
+    monkeypatch.setattr(model.serving.decoder, "FIRST_BUCKET", 2)
+    engine = paged(tiny)
+    engine.graphs = engine.prompt_graphs = True
+    assert answers(engine, requests) == expected
+    assert engine.stats.graphs == len(captured) > 12
+    for seed, steps in bits.items():
+        assert torch.equal(torch.stack(logits_of[seed]), steps)

@@ -116,4 +116,5 @@ def _read_all(layer: MLA, q: torch.Tensor, kv: torch.Tensor, start: int, mask: t
         nope, values = both.split((config.nope_dim, config.v_dim), -1)
         keys = torch.cat((nope, rope[:, None].expand(-1, heads.stop - first, -1)), -1)
         out[:, heads] = dense_mla(q[:, heads], keys, values, scale, start, mask, backend=backend)
+        del both, nope, keys, values  # before the next ones are made
     return out

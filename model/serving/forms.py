@@ -6,7 +6,8 @@ from kernels.dense_prefill import PrefillBackend
 from model.attention import MLA
 from model.config import ModelConfig
 
-EXPAND_BYTES = 1 << 30  # keys and values of the MHA form that are held at a time
+# keys and values of the MHA form that are held at a time: at 128k tokens 16 of V3.2's heads, two waves of an H100
+EXPAND_BYTES = 3 << 30
 # on a GPU a gathered multiply-add costs as much as this many of the masked form, which reads whole tiles in order:
 # the masked form is expected at 350 to 450 TFLOP/s, the gathered one at 450 to 500, but it also expands the latent
 CUDA_GATHER_COST = 1.0

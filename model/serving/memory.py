@@ -1,5 +1,7 @@
 """How many pages fit: what is free, less what a step needs beside them."""
 
+import gc
+
 import torch
 
 from kernels.fp8_cache import PAGE
@@ -30,7 +32,7 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
     a_key = config.kv_width * (2 * itemsize + 14)  # a copy in order, in float32 on its way from FP8
     if config.indexer is not None:
         a_key += config.indexer.head_dim * 9
-    prompt = chunk * a_token + context * a_key + SCORE_BYTES + 2 * EXPAND_BYTES
+    prompt = chunk * a_token + context * a_key + SCORE_BYTES + EXPAND_BYTES
     logits = max(num_rows, 256) * config.vocab_size * 12
     scores = num_rows * context * 4 * 3
     decode = num_rows * (a_token + SPLITS * config.num_heads * config.kv_lora_rank * 4) + scores
@@ -52,6 +54,7 @@ def plan_pages(
     if cache_bytes is None:
         cache_bytes = CPU_CACHE_BYTES
         if device.type == "cuda":
+            gc.collect()  # graphs of an engine that is gone still hold its pages
             torch.cuda.empty_cache()
             cache_bytes = torch.cuda.mem_get_info(device)[0] - working - MARGIN_BYTES
     share = max(0, cache_bytes) // len(page_bytes)

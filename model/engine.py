@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from kernels import switch
+from model.admission import check_request, failure, num_tokens, wanted_index_dtype
 from model.cache import CUDA_PREFILL_CHUNK, PREFILL_CHUNK, Cache
 from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
 from model.errors import DeviceLostError, ModelError
 from model.malloc import keep_freed_memory
 from model.probe import Probe
-from model.request import Attention, IndexDtype, ProbeResult, Request, Result, Usage
+from model.request import Attention, ProbeResult, Request, Result, Usage
 from model.sampling import greedy
 from model.segment import Segment
 from model.sequence import Sequence
@@ -116,54 +117,21 @@ class LocalEngine:
             sequence.take(sequence.sampler.next(self._prefill(sequence, len(request.token_ids))))
         except FAILURES as error:
             raise_if_lost(error)
-            return _failure(request, error)
+            return failure(request, error)
         return sequence
 
     def _start(self, request: Request) -> Sequence:
-        attention = self.attentions.get(request.variant)
-        if attention is None:
-            raise ModelError(
-                f"request {request.id}: expected a variant of {sorted(self.attentions)}, got {request.variant!r}"
-            )
-        if not request.token_ids:
-            raise ModelError(f"request {request.id}: the prompt has no tokens")
-        if request.continuation is not None and not request.continuation:
-            raise ModelError(f"request {request.id}: the continuation to score has no tokens")
-        if request.continuation is None and request.max_tokens < 1:
-            raise ModelError(f"request {request.id}: max_tokens: expected at least 1, got {request.max_tokens}")
         config = self.model.config
-        ids = (*request.token_ids, *(request.continuation or ()))
-        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
-            raise ModelError(
-                f"request {request.id}: expected token ids below {config.vocab_size}, got {min(ids)} to {max(ids)}; "
-                "is the tokenizer of the same model?"
-            )
-        total = len(ids) if request.continuation is not None else len(ids) + request.max_tokens
-        if total > config.max_positions:
-            raise ModelError(
-                f"request {request.id}: prompt and answer need {total} tokens, the model takes "
-                f"{config.max_positions}; shorten the prompt or lower max_tokens"
-            )
+        attention = check_request(request, self.attentions, config)
         probe = Probe(request.probes, attention, len(request.token_ids)) if request.probes is not None else None
         cache = Cache(
             config,
-            total,
+            num_tokens(request),
             dtype=self.dtype,
-            index_dtype=self._index_dtype(request, attention),
+            index_dtype=wanted_index_dtype(request, attention, config),
             device=self.device,
         )
         return Sequence(request, attention, cache, probe, self.encoding)
-
-    def _index_dtype(self, request: Request, attention: Attention) -> IndexDtype | None:
-        """Precision of the index keys to keep, None if nobody will ask the indexer."""
-        asked = attention.topk is not None and attention.selector == "indexer"
-        if request.probes is not None and "indexer" in request.probes.selectors:
-            asked = True
-        if not asked:
-            return None
-        if self.model.config.indexer is None:
-            raise ModelError("selector indexer: this model has no trained indexer; use oracle, recency or random")
-        return attention.index_dtype or self.model.config.indexer.dtype
 
     def _prefill(self, sequence: Sequence, stop: int) -> torch.Tensor:
         """Run the prompt up to `stop` in chunks that never move; logits of the last token, [v], on the CPU."""
@@ -290,12 +258,12 @@ class LocalEngine:
     def _finish(self, sequence: Sequence) -> Result:
         request = sequence.request
         if sequence.error is not None:
-            return _failure(request, sequence.error)
+            return failure(request, sequence.error)
         try:
             probes = self._probe_answer(sequence, tuple(sequence.generated))
         except FAILURES as error:
             raise_if_lost(error)
-            return _failure(request, error)
+            return failure(request, error)
         return Result(
             id=request.id,
             token_ids=tuple(sequence.generated),
@@ -321,15 +289,3 @@ def raise_if_lost(error: Exception) -> None:
     """Raise DeviceLostError for an error that no later request of this process can survive."""
     if isinstance(error, DEVICE_FAILURES):
         raise DeviceLostError(str(error).strip().partition("\n")[0]) from error
-
-
-def _failure(request: Request, error: Exception) -> Result:
-    """One bad request is a result like any other, so that the others go on."""
-    return Result(
-        id=request.id,
-        token_ids=(),
-        text="",
-        finish_reason="error",
-        usage=Usage(prompt_tokens=len(request.token_ids), completion_tokens=0),
-        error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
-    )

@@ -117,7 +117,11 @@ def describe_model(choice: "ModelChoice", device: Device = "cpu") -> ModelFacts:
         seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
         return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
     from model.checkpoint import describe
-    from model.engine import numerics
+
+    if device == "cuda":
+        from model.serving.shape import numerics
+    else:
+        from model.engine import numerics
 
     facts = describe(choice.path, choice.indexer)
     return ModelFacts(
@@ -182,16 +186,20 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention], devi
 
         engine: Engine = EndpointEngine(choice.endpoint, choice.name, key_env=choice.key_env)
         return engine
+    options: dict[str, Any] = {
+        "dtype": choice.dtype,
+        "chat_template": choice.chat_template,
+        "device": device,
+        "indexer": choice.indexer,
+    }
+    if device == "cuda":
+        from model.serving.engine import PagedEngine
+
+        paged: Engine = PagedEngine(choice.path, attentions, **options)
+        return paged
     from model.engine import LocalEngine
 
-    local: Engine = LocalEngine(
-        choice.path,
-        attentions,
-        dtype=choice.dtype,
-        chat_template=choice.chat_template,
-        device=device,
-        indexer=choice.indexer,
-    )
+    local: Engine = LocalEngine(choice.path, attentions, **options)
     return local
 
 

@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from harness.plan import PlannedItem
 from harness.work_queue import Batch, Finished, WorkQueue, first_line
 
-MAX_BATCH = 64  # enough for any engine to choose from, few enough to share out evenly
+MAX_BATCH = 256  # enough for a GPU to go on with while long answers end, few enough to share out evenly
 MAX_TRIES = 3
 MAX_LOST_LOADING = 3
 MAX_LOST_IN_A_ROW = 12  # more than one bad sample can cause on its way to being alone
@@ -255,8 +255,9 @@ class Pool:
             yield finished
 
     def _ask_peaks(self) -> None:
-        """How much of their GPUs the replicas that are idle have used; it is no reason to wait or to fail."""
-        for answer in [seat.actor.gpu.remote() for seat in self._idle if self._told]:
+        """How much of their GPUs the replicas without work have used; it is no reason to wait or to fail."""
+        free = [*self._idle, *(seat for seat in self._busy.values() if seat.batch and not seat.batch.open)]
+        for answer in [seat.actor.gpu.remote() for seat in free if self._told]:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 add_peaks(self._told, self._ray.get(answer, timeout=5))
 

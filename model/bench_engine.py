@@ -23,7 +23,7 @@ from model.random_checkpoint import write_random
 from model.request import Attention, CacheDtype, Request, Result
 
 CONTEXTS = (8192, 32768, 65536, 131072)
-ENGINE = "model.engine:LocalEngine"
+ENGINE = "model.serving.engine:PagedEngine"
 VARIANTS = ("sparse", "dense")
 TOKENS_AT_ONCE = 131072  # of context: the larger batch of a context has as many prompts as this holds
 SHORT, LONG = 8, 72  # tokens of the two answers

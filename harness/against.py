@@ -1,7 +1,7 @@
 """`dsa-eval bench lm-eval`: one config's questions through our engine and through lm-eval's `hf` model.
 
-Both sides get the same prompts, with the same limits, and answer them dense and greedily. Loading is not timed; one
-question is answered before the clock starts.
+Both sides get the same prompts, with the same limits, and answer them dense and greedily, on a GPU if there is one.
+Loading is not timed; one question is answered before the clock starts.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import LocalModel, load_config
-from harness.engine import Attention, Request, Sampling, open_engine, peer_files
+from harness.engine import Attention, Device, Request, Sampling, open_engine, peer_files, sees_gpu
 from harness.errors import HarnessError
 from harness.files import write_json
 from harness.manifest import provenance
@@ -37,14 +37,15 @@ def bench_lm_eval(config_path: Path, limit: int | None, batch: int, out: Path | 
     choice = config.model
     if not isinstance(choice, LocalModel):
         raise HarnessError(f"{config_path}: model: expected a local checkpoint, which transformers can open as well")
-    plan = make_plan(config, limit=limit)
+    device: Device = "cuda" if sees_gpu() else "cpu"
+    plan = make_plan(config, limit=limit, device=device)
     first = next(iter(config.variants))
     requests = [_bare(r) for item in plan.items if item.variant == first and not item.repeat for r in item.requests]
     requests = [request for request in requests if request.continuation is None]
     if not requests:
         raise HarnessError(f"{config_path}: expected a task whose answers are generated; its tasks only score")
     encoding = plan.encodings[first]
-    engine = open_engine(choice, {VARIANT: Attention()})
+    engine = open_engine(choice, {VARIANT: Attention()}, device)
     list(engine.run([dataclasses.replace(requests[0], id="warm-up", max_tokens=2)]))
     began = time.perf_counter()
     ours = {result.id: result for result in engine.run(requests)}
@@ -52,6 +53,7 @@ def bench_lm_eval(config_path: Path, limit: int | None, batch: int, out: Path | 
     failed = next((result.error for result in ours.values() if result.error is not None), None)
     if failed is not None:
         raise HarnessError(f"{config_path}: our engine did not answer: {failed}")
+    gpu = getattr(engine, "device_name", "")
     del engine
     gc.collect()  # its memory is wanted now
 
@@ -65,6 +67,7 @@ def bench_lm_eval(config_path: Path, limit: int | None, batch: int, out: Path | 
     theirs = peer.answer(questions)
     peer_seconds = time.perf_counter() - began
     measured = {
+        "gpu": gpu,
         "samples": len(requests),
         "prompt_tokens": sum(len(request.token_ids) for request in requests),
         "completion_tokens": sum(result.usage.completion_tokens for result in ours.values()),

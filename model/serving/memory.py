@@ -51,11 +51,12 @@ def plan_pages(
     Raises:
         ModelError: not even one page of each fits.
     """
+    if device.type == "cuda":
+        gc.collect()  # graphs of an engine that is gone still hold its pages
+        torch.cuda.empty_cache()
     if cache_bytes is None:
         cache_bytes = CPU_CACHE_BYTES
         if device.type == "cuda":
-            gc.collect()  # graphs of an engine that is gone still hold its pages
-            torch.cuda.empty_cache()
             cache_bytes = torch.cuda.mem_get_info(device)[0] - working - MARGIN_BYTES
     share = max(0, cache_bytes) // len(page_bytes)
     useful = 1 + num_rows * -(-context // PAGE)

@@ -88,9 +88,8 @@ class Schedule:
         self._grow()
         for _, group in groupby(sorted(self.decoding, key=_by_variant), key=lambda s: s.request.variant):
             self.engine.decode(list(group))
-        done = [s for s in self.decoding if s.finish_reason is not None]
-        self.decoding = [s for s in self.decoding if s.finish_reason is None]
-        for sequence in done:
+        for sequence in [s for s in self.decoding if s.finish_reason is not None]:
+            self.decoding.remove(sequence)
             yield self.engine.finish(sequence)
 
     def _grow(self) -> None:

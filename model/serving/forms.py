@@ -3,27 +3,26 @@
 import torch
 
 from kernels.dense_prefill import PrefillBackend
+from kernels.prefill_form import prefill_form
 from model.attention import MLA
 from model.config import ModelConfig
 
 # keys and values of the MHA form that are held at a time: at 128k tokens 16 of V3.2's heads, two waves of an H100
 EXPAND_BYTES = 3 << 30
-# on a GPU a gathered multiply-add costs as much as this many of the masked form, which reads whole tiles in order:
-# the masked form is expected at 350 to 450 TFLOP/s, the gathered one at 450 to 500, but it also expands the latent
-CUDA_GATHER_COST = 1.0
+V32_COST = (576 + 512) / (192 + 128)  # products of a gathered key over those of a masked one, at V3.2's widths
 
 
 def gathers(layer: MLA, topk: int, start: int, device: torch.device) -> bool:
     """Whether a chunk at this position gathers its selected keys, or reads all of them under a mask.
 
-    At DeepSeek-V3.2's widths and k = 2,048 a GPU gathers from 6,964 tokens on. The CPU's table is the CPU engine's.
+    On a GPU by the table of `kernels.prefill_form`. The CPU's table is the CPU engine's.
     """
     if device.type != "cuda":
         return layer._gathers(topk, start)
     config = layer.config
-    masked = start * (config.query_dim + config.v_dim)
-    gathered = topk * (layer.layout.width + layer.layout.latent_dim) // config.groups
-    return masked >= CUDA_GATHER_COST * gathered
+    gathered = (layer.layout.width + layer.layout.latent_dim) / config.groups
+    masked = config.query_dim + config.v_dim
+    return prefill_form(start, topk, gathered / masked / V32_COST) == "gathered"
 
 
 def heads_at_once(config: ModelConfig, num_keys: int, itemsize: int) -> int:

@@ -14,6 +14,7 @@ def cases() -> Iterator[Any]:
 
     for case in attention_cases():
         shape = " ".join(f"{axis}={size}" for axis, size in case["shape"].items())
+        shape += f" design: {case['design']}" if case["design"] else ""
         yield Case(
             kernel=case["kernel"], shape=f"{case['dtype']} {shape}", prepare=case["build"], flops=case["flops"],
             num_bytes=case["bytes"], peer_ms=case["peers"],

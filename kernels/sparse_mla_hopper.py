@@ -393,5 +393,5 @@ def latent_attention_hopper(
         HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE,
         MULTIPLY_REGISTERS=216, GATHER_REGISTERS=72, num_warps=4,
     )  # fmt: skip
-    if splits > 1:
+    if part is not out:
         merge_splits(part, part_lse, out, lse)

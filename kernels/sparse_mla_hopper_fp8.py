@@ -218,5 +218,5 @@ def latent_attention_hopper_fp8(
         HALF=design.products == torch.float16, MULTIPLY_REGISTERS=REGISTERS[0], GATHER_REGISTERS=REGISTERS[1],
         num_warps=4,
     )  # fmt: skip
-    if splits > 1:
+    if part is not out:
         merge_splits(part, part_lse, out, lse)

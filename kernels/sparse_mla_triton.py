@@ -219,7 +219,7 @@ def latent_attention(
         HALF=fp8 and q.dtype == torch.bfloat16 and design.products == torch.float16, PAGED=paged,
         LENGTHS=lengths is not None, PAGE=PAGE, **options,
     )  # fmt: skip
-    if splits > 1:
+    if part is not out:
         merge_splits(part, part_lse, out, lse)
 
 
@@ -236,7 +236,8 @@ def plan_splits(
     splits = max(1, -(-limit // design.split))
     most = design.max_splits if paged else splits
     splits = min(splits, most)
-    if splits == 1:
+    # one split needs no merge, but float16 rounds: a page table made wider by another request must change no bit
+    if splits == 1 and design.partials == torch.float32:
         return (1, most, design.split), out, lse
     part = torch.empty(splits, *out.shape, dtype=design.partials, device=out.device)
     return (splits, most, design.split), part, torch.empty(splits, *lse.shape, dtype=torch.float32, device=out.device)

@@ -20,12 +20,12 @@ def empty(*shape, dtype=torch.bfloat16):
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-tested = pytest.mark.skipif(
+gluon_release = pytest.mark.skipif(
     not triton.__version__.startswith(sparse_mla_hopper.TESTED), reason="written for another release of Gluon"
 )
 
 
-@tested
+@gluon_release
 @pytest.mark.parametrize("heads, queries, k", [(128, 256, 2048), (64, 1, 1)], ids=["wide", "least"])
 @pytest.mark.parametrize(
     "paged, split, ragged",
@@ -48,7 +48,7 @@ def test_it_builds_for_hopper_without_a_spill(monkeypatch, heads, queries, k, pa
     assert "0x10, %r" in kernel.ptx
 
 
-@tested
+@gluon_release
 @pytest.mark.parametrize("name", [name for name, design in BF16.items() if design.backend == "hopper"])
 def test_every_design_of_a_plain_cache_builds_without_a_spill(monkeypatch, name):
     kernel = Build(sparse_mla_hopper.latent_attention_hopper_kernel, GluonASTSource)
@@ -62,7 +62,7 @@ def test_every_design_of_a_plain_cache_builds_without_a_spill(monkeypatch, name)
     assert kernel.stack == 0
 
 
-@tested
+@gluon_release
 @pytest.mark.parametrize("name", [name for name, design in FP8.items() if design.backend == "hopper"])
 @pytest.mark.parametrize("paged", [False, True], ids=["sparse", "dense"])
 def test_fp8_designs_build_with_few_instructions_a_value(monkeypatch, name, paged):

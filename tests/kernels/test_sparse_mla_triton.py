@@ -123,6 +123,17 @@ def test_interpreter_longer_splits_merge_to_the_whole(design):
 
 
 @interpreted
+@pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
+def test_interpreter_a_wider_page_table_changes_no_bit(partials):
+    kv, q = torch.randn(30, 64, SMALL.width), query(SMALL, 1, 3)
+    pages, lengths = torch.randperm(30).to(torch.int32)[None], torch.tensor([500], dtype=torch.int32)
+    options = {"paged": True, "split": True, "design": Design(backend="triton", partials=partials)}
+    wide = run(q, kv.flatten(0, 1), pages, lengths, SMALL, **options)
+    narrow = run(q, kv.flatten(0, 1), pages[:, :8].contiguous(), lengths, SMALL, **options)
+    assert torch.equal(wide[0], narrow[0]) and torch.equal(wide[1], narrow[1])
+
+
+@interpreted
 def test_interpreter_float16_partials_saturate():
     kv, q = torch.full((600, SMALL.width), 1e6), query(SMALL, 1, 1)
     ids = torch.arange(600, dtype=torch.int32)[None]
@@ -165,9 +176,7 @@ def test_full_width_builds_for_hopper_within_its_shared_memory(monkeypatch, fp8,
 @pytest.mark.parametrize("paged", [False, True], ids=["sparse", "dense"])
 def test_fp8_designs_build_for_hopper(monkeypatch, name, paged):
     design = FP8[name]
-    attention, merge = build(
-        monkeypatch, V32, 128, torch.bfloat16, fp8=True, paged=paged, split=True, design=design
-    )  # fmt: skip
+    attention, merge = build(monkeypatch, V32, 128, torch.bfloat16, fp8=True, paged=paged, split=True, design=design)
     assert 0 < attention.shared <= SHARED_LIMIT
     assert merge.stack == 0
     assert ("f16.f16" in attention.ptx) == (design.products == torch.float16)
@@ -185,5 +194,8 @@ def test_small_widths_build_for_hopper(monkeypatch, layout, heads, dtype):
 @pytest.mark.parametrize("paged", [False, True], ids=["ids", "pages"])
 def test_sizes_of_one_build_too(monkeypatch, paged):
     """Triton makes constants of integers that are 1."""
-    attention, _ = build(monkeypatch, SMALL, 1, torch.bfloat16, fp8=False, paged=paged, split=True, queries=1, k=1)
+    design = Design(backend="triton", partials=torch.float16)
+    options = {"fp8": False, "paged": paged, "split": True, "queries": 1, "k": 1, "design": design}
+    attention, merge = build(monkeypatch, SMALL, 1, torch.bfloat16, **options)
     assert 0 < attention.shared <= SHARED_LIMIT
+    assert merge.cubin

@@ -3,7 +3,8 @@
 A case is a dict: name, kernel, shape (axis -> size), dtype, flops and bytes (the least that must be done and moved),
 peers (name -> ms) with their source, design (its name, or None for the default), and build() -> a call without
 arguments that runs the kernel once on fresh random inputs. Nothing is allocated before build(). Timing is the caller's:
-events, L2 flushed before each run.
+events, L2 flushed before each run. Decode cases are replays of a CUDA graph, as the engine runs them: a call from
+Python takes longer than the small ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -116,7 +117,7 @@ def _decode_case(
     def build() -> Call:
         q, kv = normal(batch, HEADS, V32.width), latent_cache(batch * keys, dtype)
         ids = causal_ids(batch, keys, TOPK) + torch.arange(batch, device="cuda", dtype=torch.int32)[:, None] * keys
-        return lambda: sparse_mla(q, kv, ids, V32, SCALE, decode=True, check_ids=False, design=design)
+        return graphed(lambda: sparse_mla(q, kv, ids, V32, SCALE, decode=True, check_ids=False, design=design))
 
     row = row_bytes(V32) if dtype == "fp8" else 2 * V32.width
     moved = batch * (TOPK * (row + 4) + 2 * HEADS * (V32.width + V32.latent_dim))
@@ -133,8 +134,8 @@ def _dense_decode() -> Iterator[Case]:
                 yield make_case(
                     "dense_decode", {"keys": keys, "batch": batch}, dtype, sparse_flops(batch, HEADS, keys),
                     batch * (keys * row + 2 * HEADS * (V32.width + V32.latent_dim)), peers,
-                    lambda keys=keys, batch=batch, dtype=dtype, design=design: dense_decode_step(
-                        keys, batch, dtype, design=design
+                    lambda keys=keys, batch=batch, dtype=dtype, design=design: graphed(
+                        dense_decode_step(keys, batch, dtype, design=design)
                     ), name,
                 )  # fmt: skip
 
@@ -223,3 +224,23 @@ def latent_cache(rows: int, dtype: str, device: str = "cuda") -> torch.Tensor:
 def normal(*shape: int, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> torch.Tensor:
     """Fresh random numbers."""
     return torch.empty(*shape, dtype=dtype, device=device).normal_()
+
+
+def graphed(call: Call) -> Call:
+    """A CUDA graph of one call after three warm-up calls; returns its replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay(graph: torch.cuda.CUDAGraph = graph, out: Any = out, call: Call = call) -> Any:
+        """Holds the call as well: a graph does not keep its inputs' memory from being given to others."""
+        graph.replay()
+        return out
+
+    return replay

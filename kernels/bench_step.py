@@ -1,7 +1,5 @@
 """The whole attention step, scores and selection and attention, beside the dense form of the same tokens."""
 
-from typing import Any
-
 import torch
 
 from kernels.attention_peers import STEP_DECODE_PEERS, STEP_PREFILL_PEERS
@@ -17,6 +15,7 @@ from kernels.bench_attention import (
     Case,
     dense_decode_step,
     dense_prefill_step,
+    graphed,
     latent_cache,
     make_case,
     normal,
@@ -124,22 +123,3 @@ def sparse_decode_step(
         return sparse_mla(q, cache, slots, V32, SCALE, decode=True, check_ids=False)
 
     return call
-
-
-def graphed(call: Call) -> Call:
-    """A CUDA graph of one call after three warm-up calls; returns its replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay(graph: torch.cuda.CUDAGraph = graph, kept: Any = kept) -> Any:
-        graph.replay()
-        return kept
-
-    return replay

@@ -19,10 +19,10 @@ DESIGN = Design(backend="triton")
 @triton.jit
 def latent_attention_kernel(
     q_ptr, latent_ptr, rope_ptr, scale_ptr, ids_ptr, length_ptr, out_ptr, lse_ptr,
-    softmax_scale, num_rows, num_queries, num_heads, num_ids, ids_stride, latent_stride, rope_stride, scale_stride,
-    rope_start, scale_start, max_splits, min_split,
-    LATENT: tl.constexpr, ROPE: tl.constexpr, GROUPS: tl.constexpr, ABSORBED: tl.constexpr, FP8: tl.constexpr,
-    HALF: tl.constexpr, PAGED: tl.constexpr, LENGTHS: tl.constexpr, PAGE: tl.constexpr, BLOCK_H: tl.constexpr,
+    softmax_scale, num_rows, num_queries, num_heads, num_ids, ids_stride, max_splits, min_split,
+    LATENT_STRIDE: tl.constexpr, ROPE_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr, ROPE_START: tl.constexpr,
+    SCALE_START: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, GROUPS: tl.constexpr, ABSORBED: tl.constexpr,
+    FP8: tl.constexpr, PAGED: tl.constexpr, LENGTHS: tl.constexpr, PAGE: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     # one program: one query, BLOCK_H heads of one group, one split of its rows
@@ -57,11 +57,7 @@ def latent_attention_kernel(
         q_rope = tl.load(q_row + LATENT + dims[None, :], mask=real[:, None] & in_key, other=0.0)
     else:
         q_rope = tl.load(q_row + dims[None, :], mask=real[:, None] & in_key, other=0.0)
-    # FP8 rows: e4m3 becomes float16 in one instruction, bfloat16 only by way of float32
-    dtype: tl.constexpr = tl.float16 if HALF else q_ptr.dtype.element_ty
-    q_rope = q_rope.to(dtype)
-    if ABSORBED:
-        q_latent = q_latent.to(dtype)
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     top = tl.full((BLOCK_H,), -1e30, tl.float32)  # finite, so that a block without a valid row leaves no NaN
     total = tl.zeros((BLOCK_H,), tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
@@ -80,23 +76,24 @@ def latent_attention_kernel(
         row = tl.where(valid, row, 0).to(tl.int64)  # a masked row is never read: a stale one may hold NaN
         seen = valid[:, None] & in_value
         latent = tl.load(
-            latent_ptr + row[:, None] * latent_stride + group * VALUE + cols[None, :], mask=seen, other=0.0
+            latent_ptr + row[:, None] * LATENT_STRIDE + group * VALUE + cols[None, :], mask=seen, other=0.0
         )
         rope = tl.load(
-            rope_ptr + row[:, None] * rope_stride + rope_start + group * KEY + dims[None, :],
+            rope_ptr + row[:, None] * ROPE_STRIDE + ROPE_START + group * KEY + dims[None, :],
             mask=valid[:, None] & in_key,
             other=0.0,
         )
         rope = rope.to(tl.float32).to(dtype) if FP8 else rope
         if FP8:
-            scale_row = scale_ptr + row[:, None] * scale_stride + scale_start
+            scale_row = scale_ptr + row[:, None] * SCALE_STRIDE + SCALE_START
             if ABSORBED:
                 SPAN: tl.constexpr = 128 if BLOCK_C >= 128 else BLOCK_C
                 part = tl.arange(0, BLOCK_C // SPAN)
                 scales = tl.load(
                     scale_row + part[None, :], mask=valid[:, None] & (part * 128 < LATENT)[None, :], other=0.0
                 )
-                wider: tl.constexpr = tl.float16 if HALF else tl.float32
+                # e4m3 becomes float16 in one instruction, bfloat16 only by way of float32
+                wider: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
                 scales = scales.to(wider)[:, :, None]
                 wide = tl.reshape(latent.to(wider), (BLOCK_K, BLOCK_C // SPAN, SPAN)) * scales
                 latent = tl.reshape(wide, (BLOCK_K, BLOCK_C)).to(dtype)
@@ -206,6 +203,7 @@ def latent_attention(
         latent, scales, rope = split_rows(kv, layout)
         groups = -(-layout.latent_dim // 128)
         rope_start, scale_start = (layout.latent_dim + 4 * groups) // 2, layout.latent_dim // 4
+        q = q.to(design.products) if q.dtype == torch.bfloat16 else q
     else:
         latent = rope = scales = kv
         rope_start, scale_start = layout.latent_dim, 0
@@ -213,11 +211,12 @@ def latent_attention(
     tiles = triton.cdiv(h // layout.groups, options["BLOCK_H"]) * layout.groups
     latent_attention_kernel[(s * tiles, splits)](
         q, latent, rope, scales, ids, lengths if lengths is not None else ids, part, part_lse,
-        scale, kv.shape[0], s, h, limit, ids.stride(0), latent.stride(0), rope.stride(0), scales.stride(0),
-        rope_start, scale_start, max_splits, min_split,
+        scale, kv.shape[0], s, h, limit, ids.stride(0), max_splits, min_split,
+        # constants, or the compiler could not prove that a row's pieces are aligned and would load them by twos
+        LATENT_STRIDE=latent.stride(0), ROPE_STRIDE=rope.stride(0), SCALE_STRIDE=scales.stride(0),
+        ROPE_START=rope_start, SCALE_START=scale_start,
         LATENT=layout.latent_dim, ROPE=layout.rope_dim, GROUPS=layout.groups, ABSORBED=layout.absorbed, FP8=fp8,
-        HALF=fp8 and q.dtype == torch.bfloat16 and design.products == torch.float16, PAGED=paged,
-        LENGTHS=lengths is not None, PAGE=PAGE, **options,
+        PAGED=paged, LENGTHS=lengths is not None, PAGE=PAGE, **options,
     )  # fmt: skip
     if part is not out:
         merge_splits(part, part_lse, out, lse)

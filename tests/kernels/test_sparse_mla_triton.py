@@ -180,6 +180,9 @@ def test_fp8_designs_build_for_hopper(monkeypatch, name, paged):
     assert 0 < attention.shared <= SHARED_LIMIT
     assert merge.stack == 0
     assert ("f16.f16" in attention.ptx) == (design.products == torch.float16)
+    assert "ld.global.b16" not in attention.ptx  # a row's rope keys are copied 16 bytes at a time
+    if attention.pinned:
+        assert attention.stack <= 64  # a few addresses; a spilled tile would take hundreds of bytes
 
 
 @compiled

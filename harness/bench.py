@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.bench_page import write_page
+from harness.engine import bench_attention as measure_attention
+from harness.engine import bench_engine as measure_engine
 from harness.engine import bench_kernels as measure_kernels
 from harness.engine import bench_model as measure_model
 from harness.errors import HarnessError
@@ -26,43 +29,40 @@ def bench_model(contexts: str, rounds: int, out: Path | None) -> None:
         write_json(out, {**provenance(), **measured})
 
 
-def bench_kernels(only: str, rounds: int, out: Path | None) -> None:
-    """Measure the kernels, print the table and, if asked, write {**provenance, **measurements} to `out`.
+def bench_kernels(only: str, rounds: int, out: Path | None) -> bool:
+    """Measure the kernels, a line each; JSON into `out` after every row, its page and plot beside it at the end.
 
-    Raises ModelError without a GPU, without a case of that name, or if the kernels' tests fail.
+    Returns whether every row could be measured. Raises ModelError without a GPU, without a case of that name, or if
+    the kernels' tests fail.
     """
-    measured = measure_kernels(only, rounds)
-    _print_kernels(measured)
+    return _told(measure_kernels(only, rounds, out, print), out)
+
+
+def bench_attention(only: str, rounds: int, out: Path | None) -> bool:
+    """The same for the whole attention step."""
+    return _told(measure_attention(only, rounds, out, print), out)
+
+
+def bench_page(path: Path) -> None:
+    """The page and plot of a benchmark that has been measured; see `harness.bench_page.write_page`."""
+    for written in write_page(path):
+        print(written)
+
+
+def _told(record: Mapping[str, Any], out: Path | None) -> bool:
+    failed = sum("failure" in row for row in record["rows"])
+    print(f"{len(record['rows'])} rows, {failed} failed, {record['seconds']} s on {record['device']}")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, {**provenance(), **measured})
+        bench_page(out)
+    return failed == 0
 
 
-def _print_kernels(measured: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def bench_engine(contexts: str, seconds: float, out: Path | None) -> None:
+    """Measure the engine row by row: each is printed, and written to `out` if asked, as it comes.
 
-    table = Table(
-        title=f"{measured['device']}, medians of {measured['rounds']} with quartiles",
-        caption=f"peers: {measured['peers']}",
-    )
-    for name in ("kernel", "shape", "ms", "TFLOP/s", "GB/s", "peer ms", "peer / ours"):
-        table.add_column(name, justify="left" if name in ("kernel", "shape") else "right")
-    for row in measured["rows"]:
-        if "failure" in row:
-            table.add_row(row["kernel"], row["shape"], row["failure"], *[MISSING] * 4)
-            continue
-        peer = min(row.get("peer_ms", {}).values(), default=None)
-        table.add_row(
-            row["kernel"],
-            row["shape"],
-            f"{row['ms']:.4f} ({row['ms_q25']:.4f}-{row['ms_q75']:.4f})",
-            f"{row['tflops']:.0f}" if "tflops" in row else MISSING,
-            f"{row['gbytes_per_second']:.0f}" if "gbytes_per_second" in row else MISSING,
-            MISSING if peer is None else f"{peer:.4f}",
-            _ratio(peer, row["ms"]),
-        )
-    Console(width=160).print(table)
+    Raises HarnessError for a list of lengths that cannot be read, ModelError if the engine's tests fail.
+    """
+    measure_engine(_lengths(contexts), seconds, out, provenance())
 
 
 def _lengths(text: str) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 import typer.main
@@ -84,11 +84,16 @@ def run(
     gpus: Annotated[
         float | None, typer.Option(min=0, metavar="N", help="GPUs that each worker reserves, e.g. 1 or 0.5.")
     ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where local models run; auto takes GPUs if there are any.")
+    ] = "auto",
 ) -> None:
     """Run every variant on every task. The same command again resumes."""
     from harness.run import run as run_config
 
-    run_config(config, out=out, limit=limit, replicas=replicas, address=address, gpus=gpus, dry_run=dry_run)
+    run_config(
+        config, out=out, limit=limit, replicas=replicas, address=address, gpus=gpus, device=device, dry_run=dry_run
+    )
 
 
 @command()
@@ -176,11 +181,15 @@ def convert(
     destination: Annotated[
         str, typer.Argument(metavar="DESTINATION", help="Folder to write; must not exist or be empty.")
     ],
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="TOKENS", help="Declare a longer context: rotations are stretched by YaRN."),
+    ] = None,
 ) -> None:
     """Write a GQA, GGUF or FP8 checkpoint as a latent-attention one."""
     from harness.engine import convert as convert_checkpoint
 
-    print(convert_checkpoint(source, destination))
+    print(convert_checkpoint(source, destination, context))
 
 
 @command()
@@ -214,14 +223,73 @@ def bench_model(
 @bench_app.command("kernels", cls=PlainUsage)
 @one_line_errors
 def bench_kernels(
-    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
-    rounds: Annotated[int, typer.Option(min=2, metavar="N", help="Timed calls of each case.")] = 30,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
+    only: Annotated[str, typer.Option(metavar="TEXT,...", help="Only cases whose name contains one of these.")] = "",
+    rounds: Annotated[int, typer.Option(min=2, metavar="N", help="Timed calls of each case.")] = 20,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write, with page and plot.")] = None,
 ) -> None:
     """Times of the GPU kernels beside their peers', after their tests."""
     from harness.bench import bench_kernels as bench
 
-    bench(only, rounds, out)
+    if not bench(only, rounds, out):
+        raise typer.Exit(1)
+
+
+@bench_app.command("attention", cls=PlainUsage)
+@one_line_errors
+def bench_attention(
+    only: Annotated[str, typer.Option(metavar="TEXT,...", help="Only rows whose name contains one of these.")] = "",
+    rounds: Annotated[int, typer.Option(min=2, metavar="N", help="Timed calls of each row.")] = 20,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write, with page and plot.")] = None,
+) -> None:
+    """Times of the whole attention step on a GPU, sparse beside dense, after the tests of its kernels."""
+    from harness.bench import bench_attention as bench
+
+    if not bench(only, rounds, out):
+        raise typer.Exit(1)
+
+
+@bench_app.command("page", cls=PlainUsage)
+@one_line_errors
+def bench_page(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of bench kernels or bench attention.")],
+) -> None:
+    """Write a measured benchmark's table and plot beside its JSON."""
+    from harness.bench import bench_page as page
+
+    page(path)
+
+
+@bench_app.command("engine", cls=PlainUsage)
+@one_line_errors
+def bench_engine(
+    contexts: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Context lengths in tokens.")
+    ] = "8192,32768,65536,131072",
+    seconds: Annotated[float, typer.Option(min=1, metavar="N", help="Start no measurement after this long.")] = 90,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file to write as well, a table in Markdown beside it.")
+    ] = None,
+) -> None:
+    """Prefill, decode and memory at DeepSeek-V3.2's full width, sparse and dense, after the engine's tests."""
+    from harness.bench import bench_engine as bench
+
+    bench(contexts, seconds, out)
+
+
+@bench_app.command("lm-eval", cls=PlainUsage)
+@one_line_errors
+def bench_lm_eval(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/smollm2.yaml.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N samples of every task.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Batch of lm-eval's model.")] = 32,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
+) -> None:
+    """A config's questions, dense, against lm-eval's hf model: samples/s, and whether the answers are the same."""
+    from harness.against import bench_lm_eval as bench
+
+    bench(config, limit, batch, out)
 
 
 def main() -> None:

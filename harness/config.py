@@ -43,7 +43,7 @@ class LocalModel(_Strict):
 
     path: NonEmpty
     indexer: NonEmpty | None = None
-    dtype: Annotated[str, Field(pattern="^(auto|float32|bfloat16)$")] = "auto"
+    dtype: Annotated[str, Field(pattern="^(auto|float32|bfloat16|fp8)$")] = "auto"
     chat_template: bool | None = None
     thinking: bool | None = None
 

@@ -5,12 +5,12 @@ Importing this module loads no torch: engines, tokenizers and checkpoints are im
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from model.chat.encoding import ChatEncoding, Reply, ToolCall
-from model.errors import ModelError
+from model.errors import DeviceLostError, ModelError
 from model.request import (
     SELECTORS,
     Attention,
@@ -38,6 +38,8 @@ __all__ = [
     "Attention",
     "CacheDtype",
     "ChatEncoding",
+    "Device",
+    "DeviceLostError",
     "Engine",
     "FinishReason",
     "IndexDtype",
@@ -58,6 +60,8 @@ __all__ = [
     "TrainingConfig",
     "TrainingEvent",
     "Usage",
+    "bench_attention",
+    "bench_engine",
     "bench_kernels",
     "bench_model",
     "convert",
@@ -66,8 +70,12 @@ __all__ = [
     "open_encoding",
     "open_engine",
     "open_training",
+    "peer_files",
+    "sees_gpu",
     "weight_bytes",
 ]
+
+Device = Literal["cpu", "cuda"]
 
 
 class Engine(Protocol):
@@ -87,7 +95,7 @@ class ModelFacts:
 
     fingerprint: of the weights, part of every journal key. context_length: None is unknown (endpoints, scripts).
     selectors: who can choose keys in this model; empty where attention cannot be set at all.
-    numerics: version of the arithmetic; raised when the same weights would give other bits.
+    numerics: device and version of the arithmetic; raised when the same weights would give other bits.
     """
 
     fingerprint: str
@@ -96,8 +104,11 @@ class ModelFacts:
     numerics: str = "none"
 
 
-def describe_model(choice: "ModelChoice") -> ModelFacts:
-    """Reads config.json and the headers of the checkpoint, never a weight. Raises ModelError where they are missing."""
+def describe_model(choice: "ModelChoice", device: Device = "cpu") -> ModelFacts:
+    """Reads config.json and the headers of the checkpoint, never a weight. device: where a local model will run.
+
+    Raises ModelError where they are missing.
+    """
     from harness.config import EndpointModel, ScriptedModel
 
     if isinstance(choice, ScriptedModel):
@@ -106,15 +117,26 @@ def describe_model(choice: "ModelChoice") -> ModelFacts:
         seen = hashlib.sha256(f"{choice.endpoint}\n{choice.name}".encode()).hexdigest()[:16]
         return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
     from model.checkpoint import describe
-    from model.engine import NUMERICS
+
+    if device == "cuda":
+        from model.serving.shape import numerics
+    else:
+        from model.engine import numerics
 
     facts = describe(choice.path, choice.indexer)
     return ModelFacts(
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
         selectors=tuple(facts["selectors"]),
-        numerics=NUMERICS,
+        numerics=numerics(device),
     )
+
+
+def sees_gpu() -> bool:
+    """Whether torch, in this process, has a GPU to compute on."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def weight_bytes(choice: "LocalModel") -> int:
@@ -147,8 +169,11 @@ def open_encoding(choice: "ModelChoice") -> ChatEncoding:
     return load_encoding(Path(resolve(folder)), chat_template)
 
 
-def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> Engine:
-    """An engine that serves the named variants of one model; the weights are loaded once for all of them."""
+def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention], device: Device = "cpu") -> Engine:
+    """An engine that serves the named variants of one model; the weights are loaded once for all of them.
+
+    device: of a local model; "cuda" is the process's current GPU.
+    """
     from harness.config import EndpointModel, ScriptedModel
 
     if isinstance(choice, ScriptedModel):
@@ -161,26 +186,54 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention]) -> E
 
         engine: Engine = EndpointEngine(choice.endpoint, choice.name, key_env=choice.key_env)
         return engine
+    options: dict[str, Any] = {
+        "dtype": choice.dtype,
+        "chat_template": choice.chat_template,
+        "device": device,
+        "indexer": choice.indexer,
+    }
+    if device == "cuda":
+        from model.serving.engine import PagedEngine
+
+        paged: Engine = PagedEngine(choice.path, attentions, **options)
+        return paged
     from model.engine import LocalEngine
 
-    local: Engine = LocalEngine(
-        choice.path, attentions, dtype=choice.dtype, chat_template=choice.chat_template, indexer=choice.indexer
-    )
+    local: Engine = LocalEngine(choice.path, attentions, **options)
     return local
 
 
-def convert(source: str, destination: str) -> Path:
-    """Writes a checkpoint as a folder of this project's architecture. Raises ModelError with one line."""
+def convert(source: str, destination: str, context: int | None = None) -> Path:
+    """Writes a checkpoint as a folder of this project's architecture, for `context` tokens if that is given.
+
+    Raises ModelError with one line.
+    """
     from model.convert import convert_folder
 
-    return convert_folder(source, destination)
+    return convert_folder(source, destination, context=context)
 
 
-def bench_kernels(only: str, rounds: int) -> dict[str, Any]:
-    """Kernel times on this GPU as model.kernel_bench gives them; ModelError without a GPU or if a test fails."""
+def bench_attention(only: str, rounds: int, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Times of the whole attention step on this GPU, kept in `out` row by row; ModelError as for bench_kernels."""
+    from model.kernel_bench import bench_attention
+
+    return bench_attention(only, rounds, out, tell)
+
+
+def bench_engine(
+    contexts: Sequence[int], seconds: float, out: Path | None, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Rates and memory of the engine at full width as model.bench_engine gives them; ModelError if its tests fail."""
+    from model.bench_engine import bench_engine
+
+    return bench_engine(contexts, seconds=seconds, out=out, provenance=provenance)
+
+
+def bench_kernels(only: str, rounds: int, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Kernel times on this GPU, kept in `out` row by row; ModelError without a GPU or if a test fails."""
     from model.kernel_bench import bench_kernels
 
-    return bench_kernels(only, rounds)
+    return bench_kernels(only, rounds, out, tell)
 
 
 def bench_model(contexts: Sequence[int], rounds: int) -> dict[str, Any]:
@@ -195,6 +248,23 @@ def model_folder(name: str) -> Path:
     from model.checkpoint import resolve
 
     return resolve(name)
+
+
+def peer_files(choice: "LocalModel") -> tuple[Path, str | None, Any]:
+    """What transformers needs to open the same model: folder, name of its GGUF file if it is one, tokenizer object.
+
+    Raises ModelError for a checkpoint that only this project reads, or for an indexer from elsewhere.
+    """
+    from model.chat.tokenizer import read_tokenizer
+    from model.checkpoint import gguf_file, read_raw_config, resolve
+
+    folder = resolve(choice.path)
+    if choice.indexer is not None or read_raw_config(folder).get("model_type") == "mla_gqa":
+        raise ModelError(
+            f"model.path: expected a checkpoint that transformers reads, got {choice.path!r}; name its source"
+        )
+    gguf = None if (folder / "config.json").exists() else gguf_file(folder).name
+    return folder, gguf, read_tokenizer(folder).source
 
 
 def open_training(

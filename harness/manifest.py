@@ -36,6 +36,7 @@ def make_manifest(
     name: str,
     digest: str,
     weights: Mapping[str, str],
+    numerics: Mapping[str, str],
     docs: Mapping[str, Sequence[Mapping[str, Any]]],
     tasks: Mapping[str, Mapping[str, Any]],
     lowered: Iterable[str] = (),
@@ -43,30 +44,34 @@ def make_manifest(
 ) -> dict[str, Any]:
     """Everything a reader needs to tell whether two run folders can be compared.
 
-    weights: fingerprint per variant. docs: the lines of docs/<task>.jsonl per task; the hash of a task's data is over
-    its doc hashes in order, so that it changes when a doc or the choice of docs does. tasks: further facts of each task
-    (version, num_fewshot). lowered: tasks whose token limit
-    is under the protocol's. probed: variants whose samples carry recall.
+    weights: fingerprint per variant. numerics: device and version of the arithmetic per variant. docs: the lines of
+    docs/<task>.jsonl per task; the hash of a task's data is over its doc hashes in order, so that it changes when a doc
+    or the choice of docs does. tasks: further facts of each task (version, num_fewshot). lowered: tasks whose token
+    limit is under the protocol's. probed: variants whose samples carry recall.
     """
     return {
         "schema": SCHEMA,
         "name": name,
         "digest": digest,
-        **provenance(),
+        **provenance(on_cpu=any(tag.startswith("cpu") for tag in numerics.values())),
         "weights": dict(weights),
+        "numerics": dict(numerics),
         "tasks": {task: {**tasks[task], "docs": len(lines), "data": _hash_docs(lines)} for task, lines in docs.items()},
         "lowered": sorted(lowered),
         "probed": sorted(probed),
     }
 
 
-def provenance() -> dict[str, Any]:
-    """What every published number carries: when, from which commit, on what device, with which versions."""
+def provenance(*, on_cpu: bool = False) -> dict[str, Any]:
+    """What every published number carries: when, from which commit, on what device, with which versions.
+
+    on_cpu: the work is the CPU's, whatever GPUs this machine has.
+    """
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **_commit(),
         "versions": _versions(),
-        "device": describe_device(),
+        "device": describe_device(on_cpu=on_cpu),
     }
 
 
@@ -81,10 +86,26 @@ def write_manifest(run_folder: Path, manifest: Mapping[str, Any]) -> dict[str, A
         earlier = check_manifest(run_folder)
         _refuse_other(run_folder, earlier, manifest)
         merged["created"] = earlier["created"]
+        if earlier.get("numerics") == merged["numerics"] and is_on_gpu(merged):
+            # what the workers told, which this machine may not know
+            merged |= {key: earlier[key] for key in ("device", "peak_gpu_bytes") if key in earlier}
     elif any(run_folder.glob("journal/*.jsonl")):
         raise HarnessError(f"{run_folder}: has a journal but no manifest.json; restore it or name another --out")
     write_json(path, merged)
     return merged
+
+
+def record_gpus(run_folder: Path, gpus: Mapping[str, int]) -> None:
+    """Write down the GPUs that engines have told of, names with the bytes held at most; nothing where there is none."""
+    if gpus:
+        manifest = check_manifest(run_folder)
+        peak = max(*gpus.values(), manifest.get("peak_gpu_bytes", 0))
+        write_json(run_folder / "manifest.json", manifest | {"device": ", ".join(sorted(gpus)), "peak_gpu_bytes": peak})
+
+
+def is_on_gpu(manifest: Mapping[str, Any]) -> bool:
+    """Whether any variant was computed on a GPU; manifests of before there were any say nothing of it."""
+    return any(tag.startswith("cuda") for tag in manifest.get("numerics", {}).values())
 
 
 def check_manifest(run_folder: Path) -> dict[str, Any]:
@@ -99,9 +120,12 @@ def check_manifest(run_folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def describe_device() -> str:
-    """GPUs of this machine by name, else its CPU, e.g. "2 x NVIDIA H100 80GB HBM3" or "Intel Xeon, 2 cores"."""
-    if shutil.which("nvidia-smi"):
+def describe_device(*, on_cpu: bool = False) -> str:
+    """GPUs of this machine by name, else its CPU, e.g. "2 x NVIDIA H100 80GB HBM3" or "Intel Xeon, 2 cores".
+
+    on_cpu: name the CPU all the same.
+    """
+    if not on_cpu and shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         names = _output(query).splitlines()
         if names:

@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.files import write_json, write_whole
 from harness.folder import copy_parts, read_docs, write_docs
 from harness.journal import lock, read_journal, to_line
-from harness.manifest import check_manifest
+from harness.manifest import check_manifest, is_on_gpu
 from harness.records import Record
 
 Docs = dict[str, dict[str, dict[str, Any]]]  # task -> doc id -> line
@@ -23,12 +23,17 @@ def merge(run_folders: Sequence[Path]) -> Path:
 
     The repeats of a doc are counted on from one run to the next. Settings of a task that several runs have are the
     first one's. Merging the same runs again gives the same folder.
-    Raises HarnessError where weights, variants, docs or prompts differ.
+    Raises HarnessError where weights, devices, variants, docs or prompts differ.
     """
     manifests = [check_manifest(folder) for folder in run_folders]
     configs = [load_config(folder / "config.yaml") for folder in run_folders]
     for folder, manifest, config in zip(run_folders[1:], manifests[1:], configs[1:], strict=True):
         refuse_other_weights(run_folders[0], manifests[0]["weights"], folder, manifest["weights"])
+        if is_on_gpu(manifests[0]) != is_on_gpu(manifest):
+            raise HarnessError(
+                f"{run_folders[0]} and {folder}: one was answered on CPUs, one on GPUs, whose sums are rounded "
+                "differently; merging needs one device, comparing does not"
+            )
         _refuse_other_variants(run_folders[0], configs[0], folder, config)
     docs, records = _union(run_folders, configs)
     merged = _identity(manifests)

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.config import Config, EndpointModel, LocalModel, ModelChoice, ScriptedModel
 from harness.docs import Ask, Doc, excerpts, hash_of
-from harness.engine import ChatEncoding, ModelError, Probes, Request
+from harness.engine import ChatEncoding, Device, ModelError, Probes, Request
 from harness.errors import HarnessError
 from harness.record import PlannedItem, record_of
 from harness.render import Prompt, render_doc, token_counter
@@ -25,7 +25,7 @@ class Plan:
     docs: per task the lines of docs/<task>.jsonl. Besides the contract's fields a line has "keys":
     {variant: [journal key of repeat 0, 1, …]}; a journal line whose key is not listed belongs to older settings.
     entries: the suite's tasks. encodings: chat encoding per variant (shared where the model is).
-    fingerprints: of the weights per variant, for the manifest. probed: variants whose requests carry probes.
+    fingerprints, numerics: of weights and arithmetic per variant, for the manifest. probed: variants with probes.
     """
 
     config: Config
@@ -34,6 +34,7 @@ class Plan:
     entries: Mapping[str, Task]
     encodings: Mapping[str, ChatEncoding]
     fingerprints: Mapping[str, str]
+    numerics: Mapping[str, str]
     probed: frozenset[str]
 
     @property
@@ -41,21 +42,26 @@ class Plan:
         return {label: task.scorer for label, task in self.entries.items()}
 
     @property
+    def devices(self) -> str:
+        """Of local models, as --device names them; "" without any."""
+        return ", ".join(sorted({tag.partition("-")[0] for tag in self.numerics.values()} - {"none"}))
+
+    @property
     def lowered(self) -> frozenset[str]:
         """Tasks whose answer budget is below their protocol's."""
         return frozenset(label for label, task in self.entries.items() if task.protocol.limit_lowered)
 
 
-def make_plan(config: Config, *, limit: int | None = None) -> Plan:
+def make_plan(config: Config, *, limit: int | None = None, device: Device = "cpu") -> Plan:
     """Everything is checked here: names, options, data, needle spans, prompts that do not fit.
 
-    limit: first N docs of every task, spread over its categories or cells.
+    limit: first N docs of every task, spread over its categories or cells. device: where local models will run.
     Raises HarnessError, TaskError or ModelError, each with one line.
     """
     tasks = find_tasks(config.tasks)
     check_margins(config, tasks)
     choices = dict.fromkeys([config.model, *(config.model_of(variant) for variant in config.variants)])
-    models = {choice: serve(choice) for choice in choices}
+    models = {choice: serve(choice, device) for choice in choices}
     served = {variant: models[config.model_of(variant)] for variant in config.variants}
     check_selectors(config, served)
     main = models[config.model]
@@ -81,6 +87,7 @@ def make_plan(config: Config, *, limit: int | None = None) -> Plan:
         entries={task.label: task for task in tasks},
         encodings={variant: model.encoding for variant, model in served.items()},
         fingerprints={variant: model.facts.fingerprint for variant, model in served.items()},
+        numerics={variant: model.facts.numerics for variant, model in served.items()},
         probed=frozenset(item.variant for item in items if item.requests[0].probes is not None),
     )
 

@@ -3,6 +3,7 @@
 `Replica` is a plain class. `Runtime` is a connection to Ray, `Pool` keeps a number of replicas busy and alive.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,12 +13,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from harness.engine import Engine, ModelError, Request, Result
+from harness.engine import DeviceLostError, Engine, ModelError, Request, Result
 from harness.errors import HarnessError
 from harness.plan import PlannedItem
 from harness.work_queue import Batch, Finished, WorkQueue, first_line
 
-MAX_BATCH = 64  # enough for any engine to choose from, few enough to share out evenly
+MAX_BATCH = 256  # enough for a GPU to go on with while long answers end, few enough to share out evenly
 MAX_TRIES = 3
 MAX_LOST_LOADING = 3
 MAX_LOST_IN_A_ROW = 12  # more than one bad sample can cause on its way to being alone
@@ -31,9 +32,14 @@ class Replica:
         self._engine: Engine | None = None
 
     def load(self) -> dict[str, Any]:
-        """Load the engine and tell where it is: {"pid": int, "host": str}."""
+        """Load the engine and tell where it is: {"pid": int, "host": str, "gpu": as `gpu` gives it}."""
         self._engine = self._make_engine()
-        return {"pid": os.getpid(), "host": platform.node()}
+        return {"pid": os.getpid(), "host": platform.node(), "gpu": self.gpu()}
+
+    def gpu(self) -> dict[str, int]:
+        """The GPU that the engine computes on, by name, with the most bytes it has held there; empty without one."""
+        name = getattr(self._engine, "device_name", "")
+        return {name: getattr(self._engine, "peak_gpu_bytes", 0)} if name else {}
 
     def run(self, requests: tuple[Request, ...]) -> Iterator[Result]:
         assert self._engine is not None, "replica: run before load"
@@ -41,19 +47,30 @@ class Replica:
 
 
 def run_here(
-    make_engine: Callable[[], Engine], items: Iterable[PlannedItem], should_stop: Callable[[], bool] = lambda: False
+    make_engine: Callable[[], Engine],
+    items: Iterable[PlannedItem],
+    should_stop: Callable[[], bool] = lambda: False,
+    told: dict[str, int] | None = None,
 ) -> Iterator[Finished]:
     """The same work in this very process, without Ray: for debugging. An exception of the engine ends the run."""
     queue = WorkQueue(items, num_replicas=1, max_batch=MAX_BATCH, max_tries=1)
     replica = Replica(make_engine)
     replica.load()
-    while (batch := queue.take()) is not None:
-        for result in replica.run(batch.requests):
-            if finished := queue.add(batch, result):
-                yield finished
-            if should_stop():
-                return
-        yield from queue.give_back(batch, "the engine gave no result")
+    try:
+        while (batch := queue.take()) is not None:
+            for result in replica.run(batch.requests):
+                if finished := queue.add(batch, result):
+                    yield finished
+                if should_stop():
+                    return
+            yield from queue.give_back(batch, "the engine gave no result")
+    finally:
+        add_peaks({} if told is None else told, replica.gpu())
+
+
+def add_peaks(known: dict[str, int], more: dict[str, int]) -> None:
+    """Bytes by name of GPU: keep the larger of both."""
+    known.update({name: max(peak, known.get(name, 0)) for name, peak in more.items()})
 
 
 class Runtime:
@@ -70,6 +87,7 @@ class Runtime:
         self._is_ready = threading.Event()
         self._is_over = threading.Event()
         self._error: BaseException | None = None
+        self.address = address
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
         self._thread.start()
 
@@ -129,6 +147,7 @@ class Pool:
         make_engine: called once in every replica; must pickle.
         num_gpus: GPUs of one replica.
         notify: told in one line what a user should know, e.g. that a replica was lost.
+        told: filled with the replicas' GPUs, by name, and the most bytes that one of them has held.
 
     Raises:
         HarnessError: if the cluster can never hold the replicas, or replicas die before they answer anything.
@@ -143,6 +162,7 @@ class Pool:
         num_replicas: int,
         num_gpus: float = 0,
         notify: Callable[[str], None],
+        told: dict[str, int] | None = None,
     ) -> None:
         self._num_cpus, self._num_threads = share(runtime.resources(), num_replicas, num_gpus)
         import ray
@@ -152,6 +172,7 @@ class Pool:
         self._num_replicas = num_replicas
         self._num_gpus = num_gpus
         self._notify = notify
+        self._told = {} if told is None else told
         self._busy: dict[Any, _Seat] = {}  # what is waited for: the end of loading, or a stream of results
         self._idle: list[_Seat] = []
         self._num_lost_in_a_row = 0
@@ -169,6 +190,7 @@ class Pool:
             while should_stop() and (arrived := self._arrived(timeout=0)):
                 for pending in arrived:
                     yield from self._take(pending, queue)
+            self._ask_peaks()
         finally:
             for seat in (*self._busy.values(), *self._idle):
                 self._ray.kill(seat.actor)
@@ -212,7 +234,9 @@ class Pool:
         seat = self._busy[pending]
         try:
             if seat.batch is None:
-                seat.where = "{host}, process {pid}".format(**self._ray.get(pending))
+                about = self._ray.get(pending)
+                seat.where = "{host}, process {pid}".format(**about)
+                add_peaks(self._told, about["gpu"])
                 self._idle.append(self._busy.pop(pending))
                 self._num_lost_loading = 0
                 return
@@ -230,6 +254,13 @@ class Pool:
         if finished := queue.add(seat.batch, result):
             yield finished
 
+    def _ask_peaks(self) -> None:
+        """How much of their GPUs the replicas without work have used; it is no reason to wait or to fail."""
+        free = [*self._idle, *(seat for seat in self._busy.values() if seat.batch and not seat.batch.open)]
+        for answer in [seat.actor.gpu.remote() for seat in free if self._told]:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                add_peaks(self._told, self._ray.get(answer, timeout=5))
+
     def _end(self, pending: Any, queue: WorkQueue, reason: str) -> Iterator[Finished]:
         """The stream is over; the replica is free for the next batch."""
         seat = self._busy.pop(pending)
@@ -238,8 +269,11 @@ class Pool:
         yield from queue.give_back(seat.batch, reason)
 
     def _raised(self, pending: Any, queue: WorkQueue, cause: BaseException) -> Iterator[Finished]:
-        """The engine raised; its process lives."""
+        """The engine raised; its process lives, unless its GPU is lost to it."""
         seat = self._busy[pending]
+        if isinstance(cause, DeviceLostError):
+            yield from self._lost(pending, queue, cause)
+            return
         if seat.batch is None or isinstance(cause, HarnessError | ModelError):
             if isinstance(cause, HarnessError | ModelError):
                 raise cause

@@ -2,38 +2,36 @@
 
 import contextlib
 import dataclasses
-import functools
 import re
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config import Config, LocalModel, ModelChoice, digest, load_config
+from harness.config import digest, load_config
 from harness.display import Display, Progress
-from harness.engine import ChatEncoding, Engine, ModelError, open_engine, weight_bytes
+from harness.engine import ChatEncoding, ModelError
 from harness.errors import HarnessError
 from harness.files import check_space, write_whole
 from harness.folder import write_docs
 from harness.journal import Journal, lock, to_line
-from harness.manifest import make_manifest, write_manifest
+from harness.manifest import make_manifest, record_gpus, write_manifest
 from harness.parts import write_part
+from harness.place import Place, check_options, choose_device
 from harness.records import Record
 from harness.rescore import tabulate
 from harness.work_queue import Finished, first_line
 
 if TYPE_CHECKING:
     from harness.plan import Plan, PlannedItem
-    from harness.replicas import Runtime
 
 SPACE_BYTES = 64 * 2**20  # for results, page and manifest
 SPACE_BYTES_PER_SAMPLE = 16 * 2**10  # a journal line of a few thousand characters and its recall part
 WIDTH = 160  # of tables in files and pipes
-MEMORY_PER_BYTE = 8  # of weights on the disk: 4-bit files become float32
 _KEY_PATH = re.compile(r"(model|variants|tasks|recall|compare)\.\w")
 INTERRUPTED = 130  # 128 + SIGINT, what a shell gives for Ctrl-C
 
@@ -46,6 +44,7 @@ def run(
     replicas: int | None = None,
     address: str | None = None,
     gpus: float | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     dry_run: bool = False,
 ) -> Path:
     """Run what is missing of an experiment and write its tables; gives the run folder.
@@ -55,7 +54,8 @@ def run(
         limit: first docs of every task only.
         replicas: how many; 0 runs in this process without Ray; None is one per GPU, or per core as far as memory goes.
         address: of a Ray cluster; None starts Ray here.
-        gpus: of each replica; None is one where there are GPUs and a model to put on them.
+        gpus: of each replica; None is one where a model runs on them.
+        device: of local models; "auto" is "cuda" where a GPU is there.
         dry_run: print the plan and stop.
 
     Raises HarnessError, TaskError or ModelError with one line; SystemExit(130) after Ctrl-C.
@@ -65,14 +65,12 @@ def run(
     config = load_config(config_path)
     folder = out or Path("runs") / f"{config.name}-{digest(config)}"
     options = {"--out": out, "--limit": limit, "--replicas": replicas, "--address": address, "--gpus": gpus}
+    options["--device"] = None if device == "auto" else device
     if dry_run:
         with _naming(config_path):
             print_plan(make_plan(config, limit=limit))
         return folder
-    if replicas == 0 and gpus:
-        raise HarnessError(
-            f"--gpus: {gpus:g} asked for, but --replicas 0 runs in this process on its CPU; leave one away"
-        )
+    check_options(device, replicas, gpus)
     with _stoppable(_command(config_path, options)) as stop, contextlib.ExitStack() as stack:
         runtime = None
         if replicas != 0:
@@ -80,16 +78,20 @@ def run(
 
             runtime = Runtime(address)  # Ray starts while the plan is made
             stack.callback(runtime.stop)
+        chosen = choose_device(device, [choice for choice, _ in config.engines()], runtime, gpus)
         with _naming(config_path):
-            plan = make_plan(config, limit=limit)
+            plan = make_plan(config, limit=limit, device=chosen)
             _check_margins(plan)
-        place = Place(runtime, replicas, gpus)
+        place = Place(runtime, replicas, gpus, chosen)
         place.check(config)
         check_space(folder, SPACE_BYTES + SPACE_BYTES_PER_SAMPLE * len(plan.items))
         stack.enter_context(lock(folder))
         _prepare(folder, config_path, plan)
         with Journal(folder, list(config.variants)) as journal:
-            _run_missing(folder, plan, journal, place, stop)
+            try:
+                _run_missing(folder, plan, journal, place, stop)
+            finally:
+                record_gpus(folder, place.told)
     results, comparison = tabulate(folder)
     _print_tables(folder, results, comparison)
     return folder
@@ -106,65 +108,13 @@ class Stop:
         return self.is_set
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """Where engines run. runtime: None is this process."""
-
-    runtime: "Runtime | None"
-    replicas: int | None
-    gpus: float | None
-
-    def check(self, config: Config) -> None:
-        """HarnessError where Ray does not start or the GPUs do not exist: told before the run folder is touched."""
-        from harness.replicas import share
-
-        if self.runtime is not None:
-            for choice, _ in config.engines():
-                share(self.runtime.resources(), *self.size(choice, num_items=1))
-
-    def finished(
-        self, config: Config, items: Sequence["PlannedItem"], say: Callable[[str], None], stop: Stop
-    ) -> Iterator[Finished]:
-        """Every item with its results as they come; one model after the other, each loaded once for its variants."""
-        from harness.replicas import Pool, run_here
-
-        for choice, attentions in config.engines():
-            work = [item for item in items if item.variant in attentions]
-            if not work or stop.is_set:
-                continue
-            make_engine: Callable[[], Engine] = functools.partial(open_engine, choice, attentions)
-            if self.runtime is None:
-                yield from run_here(make_engine, work, stop)
-                continue
-            num_replicas, num_gpus = self.size(choice, len(work))
-            pool = Pool(self.runtime, make_engine, num_replicas=num_replicas, num_gpus=num_gpus, notify=say)
-            yield from pool.run(work, stop)
-
-    def size(self, choice: ModelChoice, num_items: int) -> tuple[int, float]:
-        """Replicas, and GPUs of each, where the command line leaves them open.
-
-        Weights are served by every GPU or, without one, by every CPU core whose copy fits into memory: a replica uses
-        one core. Endpoints and scripts take one replica.
-        """
-        assert self.runtime is not None
-        there = self.runtime.resources()
-        if not isinstance(choice, LocalModel):
-            return self.replicas or 1, self.gpus or 0
-        num_gpus = float("GPU" in there) if self.gpus is None else self.gpus
-        if self.replicas is not None:
-            return self.replicas, num_gpus
-        most = there["GPU"] // num_gpus if num_gpus and "GPU" in there else there.get("CPU", 1)
-        if not num_gpus:
-            most = min(most, there.get("memory", 0) // (MEMORY_PER_BYTE * max(1, weight_bytes(choice))))
-        return max(1, min(int(most), num_items)), num_gpus
-
-
 def _prepare(folder: Path, config_path: Path, plan: "Plan") -> None:
     """Config, manifest and docs: what later commands need beside the journal, written before its first new line."""
     manifest = make_manifest(
         name=plan.config.name,
         digest=digest(plan.config),
         weights=plan.fingerprints,
+        numerics=plan.numerics,
         docs=plan.docs,
         tasks={
             label: {"version": task.version, "num_fewshot": task.num_fewshot} for label, task in plan.entries.items()
@@ -186,12 +136,24 @@ def _run_missing(folder: Path, plan: "Plan", journal: Journal, place: Place, sto
             display.say(f"{journal.num_broken} journal lines were cut in half; those samples run again")
         if journal.num_retried:
             display.say(f"{journal.num_retried} samples ended in an error before; they run again")
+        if num_other := _answered_otherwise(missing, journal):
+            where = f" on {plan.devices}" if plan.devices else ""
+            display.say(
+                f"{num_other} samples were answered before on another device or under other settings; answers are not "
+                f"mixed, so they run again{where}"
+            )
         for finished in place.finished(plan.config, missing, display.say, stop):
             record = make_record(folder, finished, plan.encodings[finished.item.variant])
             journal.append(record)
             display.advance(record)
     if stop.is_set:
         raise KeyboardInterrupt
+
+
+def _answered_otherwise(missing: Iterable["PlannedItem"], journal: Journal) -> int:
+    """How many samples the journal has answers to under a key that is not theirs."""
+    answered = {(record.variant, record.task, record.doc_id, record.repeat) for record in journal.records.values()}
+    return sum((item.variant, item.task, item.doc_id, item.repeat) in answered for item in missing)
 
 
 def make_record(folder: Path, finished: Finished, encoding: ChatEncoding) -> Record:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from harness.config import Config, EndpointModel, ModelChoice, ScriptedModel
-from harness.engine import ChatEncoding, ModelFacts, describe_model, open_encoding
+from harness.engine import ChatEncoding, Device, ModelFacts, describe_model, open_encoding
 from harness.errors import HarnessError
 from harness.task import Task
 from harness.yaml_errors import nearest
@@ -29,9 +29,9 @@ class Served:
         return wanted and has_switch
 
 
-def serve(choice: ModelChoice) -> Served:
+def serve(choice: ModelChoice, device: Device) -> Served:
     """Reads config.json, headers and tokenizer of a model. Raises ModelError with one line."""
-    return Served(choice=choice, facts=describe_model(choice), encoding=open_encoding(choice))
+    return Served(choice=choice, facts=describe_model(choice, device), encoding=open_encoding(choice))
 
 
 def check_margins(config: Config, tasks: Iterable[Task]) -> None:

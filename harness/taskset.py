@@ -1,9 +1,10 @@
-"""The one door to lm-eval: finds tasks, reads their contract, builds their samples and their scorers.
+"""The one door to lm-eval: finds tasks, reads their contract, builds their samples and their scorers; its `hf` model.
 
 Our own tasks are YAML files under tasks/; `lm_eval/<name>` is any generate_until or loglikelihood task (multiple choice
 included) or group of the installed lm-eval.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,3 +159,59 @@ def _filters(declared: Sequence[Mapping[str, Any]] | None) -> list[Any]:
         )
         for item in declared
     ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PeerQuestion:
+    """A prompt as text, the strings that end its answer, and the answer's limit in tokens."""
+
+    prompt: str
+    stop: tuple[str, ...]
+    max_tokens: int
+
+
+class Peer:
+    """lm-eval's `hf` model, asked without a task."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt as the model reads it."""
+        ids: list[int] = self._model.tok_encode(text)
+        return ids
+
+    def answer(self, questions: Sequence[PeerQuestion]) -> list[str]:
+        """Greedy answers in the order of the questions."""
+        from lm_eval.api.instance import Instance
+
+        instances = [
+            Instance(
+                request_type="generate_until",
+                doc={},
+                arguments=(
+                    question.prompt,
+                    {"until": list(question.stop), "max_gen_toks": question.max_tokens, "do_sample": False},
+                ),
+                idx=index,
+            )
+            for index, question in enumerate(questions)
+        ]
+        with quiet():
+            answers: list[str] = self._model.generate_until(instances, disable_tqdm=True)
+        return answers
+
+
+def open_peer(folder: Path, gguf_file: str | None, tokenizer: Any, *, dtype: str, batch: int) -> Peer:
+    """lm-eval's `hf` model of a folder that transformers can read, on the GPU if there is one.
+
+    tokenizer: transformers' object, so that both sides split text alike. dtype: auto takes the checkpoint's own.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    with quiet():
+        chosen = ""  # lm-eval then takes the GPU if there is one
+        model = HFLM(
+            str(folder), tokenizer=tokenizer, gguf_file=gguf_file, dtype=dtype, batch_size=batch, device=chosen
+        )
+    return Peer(model)

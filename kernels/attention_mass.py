@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from kernels.check import check_tensor
+from kernels.switch import takes_kernels
 
 TILE_BYTES = 64 << 20  # scores [rows, h, t] held at a time
 
@@ -68,7 +69,7 @@ def attention_mass(q: torch.Tensor, k: torch.Tensor, scale: float, start: int | 
         raise ValueError(f"{where}: expected q's heads to be a multiple of k's {k.shape[1]}, got {q.shape[1]}")
     positions = _positions(start, q)
     check_tensor(where, "start", positions, [q.shape[0]], [torch.int32, torch.int64], q.device)
-    if q.is_cuda:
+    if takes_kernels(q):
         from kernels.attention_mass_triton import attention_mass_triton
 
         return attention_mass_triton(q, k, scale, positions.to(torch.int32))

@@ -45,6 +45,14 @@ DENSE_DECODE_PEERS = {
 DENSE_PREFILL_PEERS = {8192: (2.954, 4.409), 32768: (14.280, 19.085), 65536: (29.301, 36.020), 131072: (60.517, 71.761)}
 # the best peers in one sequence: sparse, dense FA3
 STEP_PREFILL_PEERS = {8192: (4.62, 3.11), 32768: (6.50, 16.12), 65536: (9.17, 29.37), 131072: (15.49, 59.97)}
+# the same for a whole prompt, sparse in chunks of 4,096 queries
+STEP_PROMPT_PEERS = {8192: (9.05, 4.43), 16384: (19.26, 15.68), 32768: (44.29, 61.61), 65536: (111.7, 248.8)}
+# which ones: prefill and prompt, and decode
+STEP_PREFILL_NAME = "DeepGEMM, vLLM top-k, FlashMLA in sequence"
+STEP_DECODE_NAME = "DeepGEMM, vLLM top-k, FlashMLA in one graph"
+# milliseconds that the first version must reach, and the aim: by context; by context and batch
+STEP_PREFILL_BARS = {32768: (8.0, 6.0), 131072: (18.0, 14.0)}
+STEP_DECODE_BARS = {(32768, 64): (0.37, 0.24), (131072, 64): (0.80, 0.55)}
 # the best peers in one graph: sparse, dense FlashMLA bf16, dense FA3, dense FlashMLA fp8
 STEP_DECODE_PEERS = {
     (8192, 1): (0.0496, 0.0440, 0.0307, 0.0244), (8192, 8): (0.0622, 0.0748, 0.0566, 0.0482),

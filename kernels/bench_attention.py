@@ -3,11 +3,11 @@
 A case is a dict: name, kernel, shape (axis -> size), dtype, flops and bytes (the least that must be done and moved),
 peers (name -> ms) with their source, design (its name, or None for the default), and build() -> a call without
 arguments that runs the kernel once on fresh random inputs. Nothing is allocated before build(). Timing is the caller's:
-events, L2 flushed before each run. Decode cases are replays of a CUDA graph, as the engine runs them: a call from
-Python takes longer than the small ones.
+events, L2 flushed before each run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def make_case(
     dtype: str,
     flops: int,
     num_bytes: int,
-    peers: dict[str, float | None],
+    peers: Mapping[str, float | None],
     build: Call,
     design: str | None = None,
 ) -> Case:
@@ -84,7 +84,7 @@ def _sparse_prefill() -> Iterator[Case]:
         yield _prefill_case(keys, queries, "hopper", {"FlashMLA": ms})
 
 
-def _prefill_case(keys: int, queries: int, backend: Backend, peers: dict[str, float | None]) -> Case:
+def _prefill_case(keys: int, queries: int, backend: Backend, peers: Mapping[str, float | None]) -> Case:
     def build() -> Call:
         q, kv, ids = normal(queries, HEADS, V32.width), normal(keys, V32.width), causal_ids(queries, keys, TOPK)
         return lambda: sparse_mla(q, kv, ids, V32, SCALE, check_ids=False, backend=backend)
@@ -112,12 +112,12 @@ def _designs(dtype: str, every: bool) -> list[tuple[str | None, Design | None]]:
 
 
 def _decode_case(
-    keys: int, batch: int, dtype: str, peers: dict[str, float | None], name: str | None, design: Design | None
+    keys: int, batch: int, dtype: str, peers: Mapping[str, float | None], name: str | None, design: Design | None
 ) -> Case:
     def build() -> Call:
         q, kv = normal(batch, HEADS, V32.width), latent_cache(batch * keys, dtype)
         ids = causal_ids(batch, keys, TOPK) + torch.arange(batch, device="cuda", dtype=torch.int32)[:, None] * keys
-        return graphed(lambda: sparse_mla(q, kv, ids, V32, SCALE, decode=True, check_ids=False, design=design))
+        return lambda: sparse_mla(q, kv, ids, V32, SCALE, decode=True, check_ids=False, design=design)
 
     row = row_bytes(V32) if dtype == "fp8" else 2 * V32.width
     moved = batch * (TOPK * (row + 4) + 2 * HEADS * (V32.width + V32.latent_dim))
@@ -134,9 +134,7 @@ def _dense_decode() -> Iterator[Case]:
                 yield make_case(
                     "dense_decode", {"keys": keys, "batch": batch}, dtype, sparse_flops(batch, HEADS, keys),
                     batch * (keys * row + 2 * HEADS * (V32.width + V32.latent_dim)), peers,
-                    lambda keys=keys, batch=batch, dtype=dtype, design=design: graphed(
-                        dense_decode_step(keys, batch, dtype, design=design)
-                    ), name,
+                    partial(dense_decode_step, keys, batch, dtype, design=design), name,
                 )  # fmt: skip
 
 
@@ -147,7 +145,7 @@ def _dense_prefill() -> Iterator[Case]:
                 f"dense_prefill_{backend}", {"keys": keys, "queries": QUERIES}, "bfloat16",
                 2 * HEADS * (QK_DIM + V_DIM) * visible_pairs(QUERIES, keys),
                 2 * HEADS * (QK_DIM + V_DIM) * (keys + QUERIES), {"FA3": fa3, "cuDNN SDPA without a mask": cudnn},
-                lambda keys=keys, backend=backend: dense_prefill_step(keys, QUERIES, backend),
+                partial(dense_prefill_step, keys, QUERIES, backend),
             )  # fmt: skip
 
 
@@ -224,23 +222,3 @@ def latent_cache(rows: int, dtype: str, device: str = "cuda") -> torch.Tensor:
 def normal(*shape: int, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> torch.Tensor:
     """Fresh random numbers."""
     return torch.empty(*shape, dtype=dtype, device=device).normal_()
-
-
-def graphed(call: Call) -> Call:
-    """A CUDA graph of one call after three warm-up calls; returns its replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-
-    def replay(graph: torch.cuda.CUDAGraph = graph, out: Any = out, call: Call = call) -> Any:
-        """Holds the call as well: a graph does not keep its inputs' memory from being given to others."""
-        graph.replay()
-        return out
-
-    return replay

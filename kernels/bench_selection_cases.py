@@ -1,11 +1,11 @@
-"""Cases of `kernels/bench.py`: scores, top-k, attention mass, FP8 and expert products at DeepSeek-V3.2's shapes."""
+"""Cases of `dsa-eval bench kernels`: scores, top-k, attention mass, FP8 and expert products at V3.2's shapes."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 
 from kernels.attention_mass import attention_mass
-from kernels.bench import Case
+from kernels.bench_case import Case
 from kernels.fp8 import block_matmul, quantize_e4m3
 from kernels.grouped_gemm import expert_mlp
 from kernels.index_scores import index_scores
@@ -29,6 +29,10 @@ FEW_ROWS_MS = {  # the fastest of vLLM's two and sgl-kernel's, by keys and rows
     (32768, 1): 0.0229, (32768, 8): 0.0233, (32768, 32): 0.0249, (32768, 64): 0.0209, (32768, 128): 0.0244,
     (131072, 1): 0.0267, (131072, 8): 0.0315, (131072, 32): 0.0562, (131072, 64): 0.0660, (131072, 128): 0.0821,
 }  # fmt: skip
+TOPK_BARS = {
+    (32768, QUERIES): 1.0, (65536, QUERIES): 2.0, (131072, QUERIES): 4.0, (131072, 1): 0.12, (131072, 8): 0.12,
+    (131072, 32): 0.12, (131072, 64): 0.12,
+}  # fmt: skip
 # designs beside the one in use: for the log of what was tried
 OTHER_TILES = {
     "4 queries, 2 programs an SM": Tile(keys=64, columns=256, num_warps=4, num_stages=3),
@@ -44,17 +48,20 @@ def cases() -> Iterator[Case]:
         shape = f"prefill fp8, last {QUERIES} queries of {keys} keys"
         flops = 2.0 * HEADS * DIM * pairs
         yield Case(
-            kernel="index_scores", shape=shape, prepare=prefill(keys, E4M3), flops=flops,
-            peer_ms={"DeepGEMM": peer}, goal_ms=peer,
+            kernel="index_scores", shape=shape, prepare=prefill(keys, E4M3), flops=flops, fp8_flops=flops,
+            peer_ms={"DeepGEMM": peer}, bar_ms=flops / 950e9, goal_ms=peer, tests="index_score",
+            panel=f"index_scores, {QUERIES:,} queries", series="fp8", context=keys,
         )  # fmt: skip
         if keys == 32768:
             yield Case(
-                kernel="index_scores", shape=shape.replace("fp8", "bf16"), prepare=prefill(keys, BF16), flops=flops
-            )
+                kernel="index_scores", shape=shape.replace("fp8", "bf16"), prepare=prefill(keys, BF16), flops=flops,
+                tests="index_score",
+            )  # fmt: skip
             for name, tile in OTHER_TILES.items():
                 yield Case(
-                    kernel="index_scores", shape=f"{shape}, {name}", prepare=prefill(keys, E4M3, tile), flops=flops
-                )
+                    kernel="index_scores", shape=f"{shape}, {name}", prepare=prefill(keys, E4M3, tile), flops=flops,
+                    fp8_flops=flops, tests="index_score",
+                )  # fmt: skip
     for keys, peer in MANY_ROWS_MS.items():
         yield topk_case(QUERIES, keys, peer)
     for (keys, rows), peer in FEW_ROWS_MS.items():
@@ -62,27 +69,39 @@ def cases() -> Iterator[Case]:
     for (keys, batch), peer in PAGED_MS.items():
         yield Case(
             kernel="index_scores", shape=f"decode paged fp8, batch {batch}, {keys} keys", prepare=decode(batch, keys),
-            num_bytes=batch * keys * 136.0, peer_ms={"DeepGEMM": peer}, goal_ms=peer,
+            flops=2.0 * HEADS * DIM * batch * keys, fp8_flops=2.0 * HEADS * DIM * batch * keys,
+            num_bytes=batch * keys * 136.0, peer_ms={"DeepGEMM": peer},
+            bar_ms=batch * keys * 136.0 / 2.3e9 if (keys, batch) == (131072, 64) else None, goal_ms=peer,
+            tests="paged_index_scores", panel=f"index_scores decode, batch {batch}" if batch in (1, 64) else "",
+            series="fp8", context=keys,
         )  # fmt: skip
     for queries in (16, 64):
         keys = 131072
         yield Case(
             kernel="attention_mass", shape=f"{queries} queries x 128 heads, {keys} keys of 576, bf16",
             prepare=mass(queries, keys), flops=2 * 2.0 * queries * 128 * 576 * keys, num_bytes=2.0 * keys * 1152,
+            tests="attention_mass",
         )  # fmt: skip
     n = 8192
-    yield Case(kernel="fp8", shape=f"cast [{n}, 7168] bf16", prepare=cast(n, 7168), num_bytes=n * 7168 * (3 + 4 / 128))
+    yield Case(
+        kernel="fp8", shape=f"cast [{n}, 7168] bf16", prepare=cast(n, 7168), num_bytes=n * 7168 * (3 + 4 / 128),
+        tests="fp8_rounding",
+    )  # fmt: skip
     yield Case(
         kernel="fp8", shape=f"block matmul {n} x {n} x {n}", prepare=blocks(n), flops=2.0 * n**3,
-        peer_ms={"cuBLAS rowwise": 0.774}, goal_ms=0.774 / 0.85,
+        fp8_flops=2.0 * n**3, peer_ms={"cuBLAS rowwise": 0.774}, bar_ms=0.774 / 0.7, goal_ms=0.774 / 0.85,
+        tests="block_matmul",
     )  # fmt: skip
-    yield Case(kernel="fp8", shape=f"cuBLAS rowwise matmul {n} x {n} x {n}", prepare=cublas(n), flops=2.0 * n**3)
+    yield Case(
+        kernel="fp8", shape=f"cuBLAS rowwise matmul {n} x {n} x {n}", prepare=cublas(n), flops=2.0 * n**3,
+        fp8_flops=2.0 * n**3, tests="block_matmul",
+    )  # fmt: skip
     for rows in (64, 4096):
         flops = 2.0 * rows * 8 * 3 * 7168 * 2048
         read = 3.0 * 7168 * 2048 * min(256, rows * 8)
         yield Case(
             kernel="expert_mlp", shape=f"fp8, {rows} rows x 8 of 256 experts, 7168 x 2048", prepare=experts(rows),
-            flops=flops, num_bytes=read,
+            flops=flops, fp8_flops=flops, num_bytes=read, tests="expert",
         )  # fmt: skip
 
 
@@ -126,7 +145,8 @@ def topk_case(rows: int, keys: int, peer: float) -> Case:
 
     return Case(
         kernel="topk", shape=f"{TOPK} of {keys}, {rows} rows", prepare=prepare, num_bytes=4.0 * rows * keys,
-        peer_ms={"best of vLLM and sgl-kernel": peer}, goal_ms=peer,
+        peer_ms={"best of vLLM and sgl-kernel": peer}, bar_ms=TOPK_BARS.get((keys, rows)), goal_ms=peer, tests="topk",
+        panel=f"topk, {rows:,} rows" if rows in (1, 64, QUERIES) else "", series="float32", context=keys,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from kernels.check import check_tensor
 from kernels.dense_prefill import PrefillBackend, causal_by_cudnn, choose_prefill
+from kernels.switch import takes_kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -55,7 +56,7 @@ def dense_mla(
         ValueError: a shape, dtype, device or stride that does not fit.
     """
     _check(q, k, v, scale, start, mask)
-    best: PrefillBackend = "triton" if q.is_cuda and mask is not None else choose_prefill(q, k, v)
+    best: PrefillBackend = "triton" if takes_kernels(q) and mask is not None else choose_prefill(q, k, v)
     backend = best if backend == "auto" else backend
     if backend not in ("torch", best) and (backend == "cudnn" or not q.is_cuda):
         known = " or ".join(sorted({best, "torch"}))

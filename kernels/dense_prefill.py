@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from kernels.switch import takes_kernels
+
 PrefillBackend = Literal["auto", "cudnn", "triton", "torch"]
 
 
@@ -13,7 +15,7 @@ def choose_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Prefill
     A function of device, dtype and widths alone. cuDNN takes 192 / 128 wide heads as they are; torch's flash kernel
     would pad the values to 192.
     """
-    if not q.is_cuda:
+    if not takes_kernels(q):
         return "torch"
     d, c, h, g = q.shape[-1], v.shape[-1], q.shape[1], k.shape[1]
     half = q.dtype in (torch.bfloat16, torch.float16)

@@ -3,6 +3,7 @@
 import torch
 
 from kernels.check import check_tensor
+from kernels.switch import takes_kernels
 
 E4M3_MAX = 448.0
 AMAX_FLOOR = 1e-4
@@ -23,7 +24,7 @@ def quantize_e4m3(
         (values [..., d] float8_e4m3fn, scales [..., ceil(d / group)] float32); x ~ values * scales.
         Source: DeepSeek-V3.2-Exp inference/kernel.py, act_quant (amax floor 1e-4). The same bits on CPU and GPU.
     """
-    if x.is_cuda:
+    if takes_kernels(x):
         from kernels.fp8_triton import quantize_triton
 
         return quantize_triton(x, group, power_of_two, AMAX_FLOOR, E4M3_MAX)
@@ -98,7 +99,7 @@ def block_matmul(
     check_tensor(where, "x_scale", x_scale, [x.shape[0], groups], [torch.float32], x.device)
     blocks = [-(-weight.shape[0] // GROUP), groups]
     check_tensor(where, "weight_scale", weight_scale, blocks, [torch.float32], x.device)
-    if x.is_cuda:
+    if takes_kernels(x):
         from kernels.grouped_gemm_triton import block_matmul_triton
 
         return block_matmul_triton(x, x_scale, weight, weight_scale, dtype)

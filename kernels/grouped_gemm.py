@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from kernels.check import check_tensor
 from kernels.fp8 import GROUP, dequantize_blocks, quantize_e4m3, simulate_e4m3
+from kernels.switch import takes_kernels
 
 Scales = tuple[torch.Tensor, torch.Tensor]
 ROW_TILE = 8  # an expert's rows are padded to a multiple of this: a row's bits do not depend on its neighbours
@@ -48,7 +49,7 @@ def expert_mlp(
         ValueError: a wrong shape, dtype or device. Expert numbers on a GPU are the caller's word.
     """
     _check(x, gate_up, down, experts, weights, scales)
-    if x.is_cuda:
+    if takes_kernels(x, gate_up, down):
         return _expert_mlp_triton(x, gate_up, down, experts, weights, scales)
     s, a = experts.shape
     out = torch.zeros(s, x.shape[1], dtype=torch.float32, device=x.device)

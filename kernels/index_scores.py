@@ -3,6 +3,7 @@
 import torch
 
 from kernels.check import check_tensor
+from kernels.switch import takes_kernels
 
 ROWS, COLS = 128, 512  # a tile of [ROWS, h, COLS] dots stays in cache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -46,7 +47,7 @@ def index_scores(
         ValueError: a wrong shape, dtype, device or stride.
     """
     _check(q, k, w, start, k_scale)
-    if q.is_cuda:
+    if takes_kernels(q):
         from kernels.index_scores_triton import index_scores_triton
 
         return index_scores_triton(q, k, w, start, k_scale)

@@ -4,6 +4,7 @@ import torch
 
 from kernels.check import check_range, check_tensor
 from kernels.index_scores import index_scores
+from kernels.switch import takes_kernels
 
 PAGE = 64  # tokens of a page
 SCALE_BYTES = 4
@@ -91,12 +92,12 @@ def index_scores_paged(
         raise ValueError(f"{where}: expected d and the pages' stride in multiples of 16, got {d} and {pages.stride(0)}")
     if not 0 <= num_keys <= tables.shape[1] * PAGE:
         raise ValueError(f"{where}: expected num_keys in 0..{tables.shape[1] * PAGE}, got {num_keys}")
-    if q.is_cuda:
+    if takes_kernels(q):
         from kernels.index_scores_paged_triton import index_scores_paged_triton
 
         return index_scores_paged_triton(q, pages, w, tables, lengths, num_keys)
     check_range(where, "lengths", lengths, 0, num_keys + 1)
-    out = torch.full((b, num_keys), float("-inf"))
+    out = torch.full((b, num_keys), float("-inf"), device=q.device)
     for i, length in enumerate(lengths.tolist()):
         check_range(where, f"tables[{i}]", tables[i, : -(-length // PAGE)], 0, pages.shape[0])
         if length:

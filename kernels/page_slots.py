@@ -4,6 +4,7 @@ import torch
 
 from kernels.check import check_tensor
 from kernels.fp8_cache import PAGE
+from kernels.switch import takes_kernels
 
 
 def page_slots_reference(ids: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
@@ -28,7 +29,7 @@ def page_slots(ids: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
     """
     check_tensor("page_slots", "ids", ids, ("b", "k"), (torch.int32,), ids.device)
     check_tensor("page_slots", "pages", pages, (ids.shape[0], "n"), (torch.int32,), ids.device)
-    if not ids.is_cuda:
+    if not takes_kernels(ids):
         return page_slots_reference(ids, pages)
     from kernels.page_slots_triton import page_slots_triton
 

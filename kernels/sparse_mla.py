@@ -9,6 +9,7 @@ from kernels.check import check_range, check_tensor
 from kernels.decode_designs import SPARSE_DEFAULT, Design
 from kernels.fp8_cache import row_bytes, unpack_rows
 from kernels.layout import KvLayout
+from kernels.switch import takes_kernels
 
 GATHER_BYTES = 32 << 20  # rows gathered at a time
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -154,7 +155,7 @@ def _check(
 def choose_backend(q: torch.Tensor, kv: torch.Tensor, layout: KvLayout, design: Design | None = None) -> Backend:
     """The form that a design takes for these tensors: a function of device, dtypes and widths alone."""
     design = design or SPARSE_DEFAULT["fp8" if kv.dtype == torch.uint8 else "plain"]
-    if not q.is_cuda:
+    if not takes_kernels(q):
         return "torch"
     return "hopper" if design.backend == "hopper" and _hopper_fits(q, kv, layout) else "triton"
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from kernels.check import check_tensor
+from kernels.switch import takes_kernels
 
 
 def topk_reference(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ def topk_mask(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tens
     """
     _check("topk_mask", scores, k, visible)
     s, t = scores.shape
-    if scores.is_cuda:
+    if takes_kernels(scores):
         mask = torch.zeros(s, t + 1, dtype=torch.bool, device=scores.device)  # the last column takes the -1
         ids = topk(scores, k, visible).long()
         return mask.scatter_(1, torch.where(ids < 0, t, ids), True)[:, :t]
@@ -45,8 +46,10 @@ def topk_mask(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tens
     if t <= k or s == 0:
         return seen
     clean = torch.where(seen & ~scores.isnan(), scores, float("-inf")) + 0.0
-    # numpy's partition is several times faster than torch's on a CPU; the k-th value is the same number
-    kth = torch.from_numpy(np.partition(clean.numpy(), t - k, axis=1)[:, t - k].copy())[:, None]
+    if clean.is_cuda:
+        kth = clean.topk(k, 1).values[:, -1:]
+    else:  # numpy's partition is several times faster than torch's on a CPU; the k-th value is the same number
+        kth = torch.from_numpy(np.partition(clean.numpy(), t - k, axis=1)[:, t - k].copy())[:, None]
     mask = (clean >= kth) & seen
     excess = torch.nonzero(mask.sum(1) > k).flatten()
     if len(excess):
@@ -74,7 +77,7 @@ def topk(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tensor:
     On a GPU the scores are read about once; rows should start at multiples of 16 bytes, as `index_scores` gives them.
     """
     _check("topk", scores, k, visible)
-    if scores.is_cuda:
+    if takes_kernels(scores):
         from kernels.topk_triton import topk_triton
 
         return topk_triton(scores, k, visible.to(torch.int32))

@@ -6,6 +6,7 @@ from model.config import ModelConfig
 from model.request import IndexDtype
 
 PREFILL_CHUNK = 256  # prompt tokens a step; prefixes are shared in these units, so that chunks never move
+CUDA_PREFILL_CHUNK = 2048  # the same on a GPU, which needs more rows to be busy; a multiple of the CPU's
 
 
 class LayerCache:

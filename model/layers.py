@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels.grouped_gemm import expert_mlp
+from kernels.grouped_gemm import Scales, expert_mlp
 from model.config import ModelConfig, MoeConfig
 
 
@@ -74,6 +74,11 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(moe.num_experts, 2 * moe.intermediate_size, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(moe.num_experts, hidden_size, moe.intermediate_size))
 
+    @property
+    def scales(self) -> Scales | None:
+        """Block scales of the two weights where these are FP8."""
+        return None
+
 
 class MoE(nn.Module):
     """Routed experts plus the shared expert, which every token passes unweighted."""
@@ -88,7 +93,8 @@ class MoE(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         experts, weights = self.gate(x)
-        out = expert_mlp(x, self.experts.gate_up_proj, self.experts.down_proj, experts, weights)
+        own = self.experts
+        out = expert_mlp(x, own.gate_up_proj, own.down_proj, experts, weights, own.scales)
         if self.shared_experts is not None:
             out = out + self.shared_experts(x)
         return out.to(x.dtype)

@@ -1,5 +1,6 @@
 """From a checkpoint's published tensor names to our parameters; every tensor is accounted for."""
 
+import math
 import re
 
 import torch
@@ -42,6 +43,30 @@ def place(config: ModelConfig, name: str) -> tuple[str, Region] | None:
     return ours, ()
 
 
+def published_names(config: ModelConfig, source: Source) -> dict[str, list[str]]:
+    """Our parameters, each with the published tensors that fill it, scales left out."""
+    parts: dict[str, list[str]] = {}
+    for name in source:
+        target = place(config, name)
+        if target is not None and not name.endswith(SCALE):
+            parts.setdefault(target[0], []).append(name)
+    return parts
+
+
+def _place_scale(config: ModelConfig, name: str) -> tuple[str, Region] | None:
+    """Where block scales go if their weight is held as FP8: beside it, in the same region counted in blocks."""
+    target = place(config, name.removesuffix(SCALE))
+    if target is None:
+        return None
+    ours, region = target
+    blocks = tuple(_in_blocks(part) if isinstance(part, slice) else part for part in region)
+    return ours + SCALE, blocks
+
+
+def _in_blocks(rows: slice) -> slice:
+    return rows if rows.stop is None else slice(rows.start // GROUP, -(-rows.stop // GROUP))
+
+
 def check_tensors(model: Transformer, source: Source, origin: str) -> dict[str, tuple[str, Region]]:
     """Where every tensor that is used goes, found from names, shapes and kinds alone: no weight is read.
 
@@ -56,6 +81,10 @@ def check_tensors(model: Transformer, source: Source, origin: str) -> dict[str, 
     names = set(source)
     for name in sorted(names):
         if name.endswith(SCALE) and name.removesuffix(SCALE) in names:
+            scaled = _place_scale(model.config, name)
+            if scaled is not None and scaled[0] in wanted:
+                filled[scaled[0]] += math.prod(source.shape(name))  # its shape is checked with its weight
+                places[name] = scaled
             continue
         target = place(model.config, name)
         if target is None:
@@ -82,10 +111,13 @@ def check_tensors(model: Transformer, source: Source, origin: str) -> dict[str, 
     return places
 
 
-def load_weights(model: Transformer, source: Source, dtype: torch.dtype, origin: str) -> None:
-    """Fill a model built on the meta device; `origin` names the checkpoint in errors.
+def load_weights(
+    model: Transformer, source: Source, dtype: torch.dtype, origin: str, device: str | torch.device = "cpu"
+) -> None:
+    """Fill a model built on the meta device, tensor by tensor on `device`; `origin` names the checkpoint in errors.
 
-    FP8 weights are multiplied by their block scales in float32, then cast. Router bias and index weights stay float32.
+    FP8 weights are multiplied by their block scales in float32, then cast, but for those that the model holds as FP8
+    (`model.fp8.hold_fp8`): these and their scales are taken as they are. Router bias and index weights stay float32.
 
     Raises:
         ModelError: as `check_tensors`.
@@ -93,11 +125,12 @@ def load_weights(model: Transformer, source: Source, dtype: torch.dtype, origin:
     wanted = _wanted(model)
     tensors: dict[str, torch.Tensor] = {}
     for name, (ours, region) in check_tensors(model, source, origin).items():
+        held = wanted[ours].dtype == torch.float8_e4m3fn
         if ours not in tensors:
-            kind = torch.float32 if ours.endswith(FLOAT32) else dtype
-            tensors[ours] = torch.empty(wanted[ours].shape, dtype=kind)
+            kind = torch.float32 if ours.endswith((*FLOAT32, SCALE)) else wanted[ours].dtype if held else dtype
+            tensors[ours] = torch.empty(wanted[ours].shape, dtype=kind, device=device)
         hole = tensors[ours][region] if region else tensors[ours]
-        hole.copy_(_read(source, name))
+        hole.copy_(_read(source, name, device, held))
     model.load_state_dict(tensors, strict=False, assign=True)
     if model.config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
@@ -123,6 +156,8 @@ def _check_scales(source: Source, name: str, names: set[str], origin: str) -> No
         )
 
 
-def _read(source: Source, name: str) -> torch.Tensor:
+def _read(source: Source, name: str, device: str | torch.device, held: bool) -> torch.Tensor:
     tensor = source.read(name)
-    return dequantize_blocks(tensor, source.read(name + SCALE)) if source.is_float8(name) else tensor
+    if held or not source.is_float8(name):
+        return tensor
+    return dequantize_blocks(tensor.to(device), source.read(name + SCALE).to(device))

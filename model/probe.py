@@ -49,9 +49,9 @@ class Probe:
     def wanted(self, segment: Segment) -> torch.Tensor:
         """Rows of a segment that are probed, [r], ascending."""
         if self.phase == "answer":
-            return torch.arange(segment.length)
+            return torch.arange(segment.length, device=segment.device)
         inside = [p - segment.start for p in self.prompt_positions if segment.start <= p < segment.stop]
-        return torch.tensor(inside, dtype=torch.long)
+        return torch.tensor(inside, dtype=torch.long, device=segment.device)
 
     def measure(self, layer: "MLA", q: torch.Tensor, kv: torch.Tensor, segment: Segment) -> None:
         """Probe one layer: q are the segment's rotated queries, kv its cache up to and with the segment."""

@@ -17,8 +17,8 @@ class Segment:
     """Tokens start..start + length - 1 of one request; their rows stand at `rows` of the packed step.
 
     decode: one token whose attention runs in the absorbed form; prompts run in the MHA form.
-    scorer, selection: index queries, keys and weights of the last layer with an indexer and the mask it chose, for
-    the layers that share them.
+    scorer, selection: index queries, keys and weights of the last layer with an indexer and what it chose, for the
+    layers that share them: a mask [s, t] on a CPU, ids [s, k] on a GPU.
     """
 
     cache: Cache
@@ -32,8 +32,12 @@ class Segment:
     selection: torch.Tensor | None = None
 
     @property
+    def device(self) -> torch.device:
+        return self.cache.layers[0].kv.device
+
+    @property
     def positions(self) -> torch.Tensor:
-        return torch.arange(self.start, self.stop)
+        return torch.arange(self.start, self.stop, device=self.device)
 
     @property
     def stop(self) -> int:

@@ -9,15 +9,12 @@ from model.request import Attention, FinishReason, Request
 from model.sampling import Sampler
 
 
-class Sequence:
+class Answer:
     """Tokens so far, the request's own random stream, and the rules that end an answer."""
 
-    def __init__(
-        self, request: Request, attention: Attention, cache: Cache, probe: Probe | None, encoding: ChatEncoding
-    ) -> None:
+    def __init__(self, request: Request, attention: Attention, probe: Probe | None, encoding: ChatEncoding) -> None:
         self.request = request
         self.attention = attention
-        self.cache = cache
         self.probe = probe
         self.encoding = encoding
         self.sampler = Sampler(request.sampling, request.seed)
@@ -65,3 +62,13 @@ class Sequence:
         answer = self.encoding.decode(ids[self._answer_start :])
         cuts = [found for stop in self.request.stop if (found := answer.find(stop)) >= 0]
         return thought + answer[: min(cuts)] if cuts else thought + answer
+
+
+class Sequence(Answer):
+    """A request whose context lies in a cache of its own."""
+
+    def __init__(
+        self, request: Request, attention: Attention, cache: Cache, probe: Probe | None, encoding: ChatEncoding
+    ) -> None:
+        super().__init__(request, attention, probe, encoding)
+        self.cache = cache

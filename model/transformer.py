@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         """
         positions = torch.zeros_like(token_ids)
         for segment in segments:
-            positions[segment.rows] = segment.positions.to(token_ids.device)
+            positions[segment.rows] = segment.positions
         tables = self.rope(positions)
         index_tables = tables if self.index_rope is None else self.index_rope(positions)
         x: torch.Tensor = self.embed_tokens(token_ids)

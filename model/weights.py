@@ -17,6 +17,9 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 class Weights:
     """Tensors of one checkpoint folder by name; nothing is read before it is asked for.
 
+    An index may say `"stored_as": {"model.layers.4.": "model.layers.3."}`: tensors whose name begins with the left side
+    are read under the right side, so that layers of equal weights lie on the disk once. weight_map lists all of them.
+
     Raises ModelError for a missing or truncated shard, a broken index, and pickle files in place of safetensors.
     """
 
@@ -24,6 +27,7 @@ class Weights:
         self.folder = folder
         self._files: dict[Path, Any] = {}
         self.shard_of: dict[str, Path] = {}
+        self._stored_as: dict[str, str] = {}
         index = folder / INDEX
         if index.exists():
             self._read_index(index)
@@ -43,7 +47,9 @@ class Weights:
 
     def _read_index(self, index: Path) -> None:
         try:
-            table = dict(json.loads(index.read_text())["weight_map"])
+            content = json.loads(index.read_text())
+            table = dict(content["weight_map"])
+            self._stored_as = dict(content.get("stored_as", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{index}: expected JSON with a weight_map ({error!r}); download it again") from None
         for shard in sorted(set(table.values())):
@@ -51,7 +57,7 @@ class Weights:
             if not path.exists():
                 raise ModelError(f"{index}: shard {shard} is missing; download it again into {self.folder}")
             present = set(self._open(path).keys())
-            absent = sorted(name for name, file in table.items() if file == shard and name not in present)
+            absent = sorted(name for name, file in table.items() if file == shard and self._name(name) not in present)
             if absent:
                 raise ModelError(
                     f"{path}: the index promises {len(absent)} tensors that the shard lacks, first {absent[0]}"
@@ -68,17 +74,24 @@ class Weights:
                 ) from None
         return self._files[path]
 
+    def _name(self, name: str) -> str:
+        """Of a tensor in its file."""
+        for prefix, stored in self._stored_as.items():
+            if name.startswith(prefix):
+                return stored + name.removeprefix(prefix)
+        return name
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.shard_of))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open(self.shard_of[name]).get_slice(name).get_shape())
+        return tuple(self._open(self.shard_of[name]).get_slice(self._name(name)).get_shape())
 
     def is_float8(self, name: str) -> bool:
-        return str(self._open(self.shard_of[name]).get_slice(name).get_dtype()) == "F8_E4M3"
+        return str(self._open(self.shard_of[name]).get_slice(self._name(name)).get_dtype()) == "F8_E4M3"
 
     def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._open(self.shard_of[name]).get_tensor(name)
+        tensor: torch.Tensor = self._open(self.shard_of[name]).get_tensor(self._name(name))
         return tensor
 
 

@@ -11,6 +11,8 @@ BENCH = ROOT / "results" / "bench" / "model.json"
 CARD = ROOT / "model" / "bundled" / "dsa-tiny" / "README.md"
 TINY = ROOT / "results" / "dsa-tiny"
 TRAINING = ROOT / "results" / "training" / "dsa-tiny.jsonl"
+INDEXER_CARD = ROOT / "model" / "bundled" / "smollm2-indexer" / "README.md"
+INDEXER_TRAINING = ROOT / "results" / "training" / "smollm2-indexer.jsonl"
 SHOWN_TASKS = ("multikey_4", "multivalue_4", "tracking_4", "choice", "tools")  # of the training's own evaluations
 
 
@@ -83,6 +85,18 @@ def training_block() -> str:
     return "\n".join(lines)
 
 
+def mass_block() -> str:
+    """The indexer's attention mass over the oracle's at the end of its training, five layers a line."""
+    events = [json.loads(line) for line in INDEXER_TRAINING.read_text(encoding="utf-8").splitlines()]
+    last = [event for event in events if event["kind"] == "evaluation"][-1]
+    shares = {int(layer): 100 * mass / last["oracle_mass"][layer] for layer, mass in last["mass"].items()}
+    lines = ["| Layers | Share of the oracle's mass, % |", "|:---|:---|"]
+    for first in range(0, len(shares), 5):
+        line = [f"{shares[layer]:.1f}" for layer in sorted(shares)[first : first + 5]]
+        lines.append(f"| {first} to {first + len(line) - 1} | {', '.join(line)} |")
+    return "\n".join(lines)
+
+
 def tiny_block() -> str:
     """Scores of the bundled model, word by word as they were published."""
     return _section((TINY / "README.md").read_text(encoding="utf-8"), "Scores")
@@ -107,6 +121,7 @@ BLOCKS = (
     (ROOT / "README.md", "bench table", BENCH, bench_block),
     (CARD, "training table", TRAINING, training_block),
     (CARD, "results table", TINY / "README.md", tiny_block),
+    (INDEXER_CARD, "mass table", INDEXER_TRAINING, mass_block),
 )
 
 

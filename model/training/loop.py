@@ -60,9 +60,9 @@ class Training:
         self.optimizer = Optimizer(self.parameters, config.optimizer)
         self.progress = Progress()
         dtype = DTYPES[config.precision]
-        compiled = config.compiled and world.device.type == "cuda"
+        self.compiled = config.compiled and world.device.type == "cuda"
         limit = config.residual_limit or math.inf
-        self.forward = TrainingForward(model, dtype=dtype, compiled=compiled, residual_limit=limit)
+        self.forward = TrainingForward(model, dtype=dtype, compiled=self.compiled, residual_limit=limit)
         self.checking = TrainingForward(model, dtype=dtype)
         self.peak = max((stage.main.peak for stage in config.stages if stage.main is not None), default=1.0)
         self._layers: list[int] = []
@@ -84,7 +84,11 @@ class Training:
                 raise ModelError(
                     f"stages.{stage.name}.lengths: {stage.max_length} is beyond the model's {most} positions"
                 )
-            check_memory(self.model, stage, self.config.batch_tokens // self.world.size, num_bytes, free)
+        check_memory(
+            self.model, self.config.stages, done=self.progress.stage, batch_tokens=self.config.batch_tokens,
+            num_ranks=self.world.size, num_bytes=num_bytes, compiled=self.compiled, kl_rows=self.config.kl_rows,
+            evaluates=bool(self.held_out), free=free,
+        )  # fmt: skip
 
     def run(self) -> Iterator[TrainingEvent]:
         """Train; yields events (every rank does, rank 0's are worth logging). The last checkpoint is also `out`/model.
@@ -252,9 +256,8 @@ class Training:
         began = time.perf_counter()
         for mode, topk in modes:
             recall = self.config.recall_topk if mode == "dense" and stage.kind != "dense" else None
-            found = evaluate(
-                self.checking, self.held_out, topk=topk, recall_topk=recall, batch_tokens=self.config.batch_tokens
-            )
+            each = self.config.batch_tokens // self.world.size  # one GPU works here, with its memory
+            found = evaluate(self.checking, self.held_out, topk=topk, recall_topk=recall, batch_tokens=each)
             values: dict[str, Any] = {"mode": mode, "accuracy": found.accuracy}
             if found.mass:
                 values["mass"] = {str(layer): value for layer, value in found.mass.items()}

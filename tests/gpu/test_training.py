@@ -73,3 +73,18 @@ def test_compiled_bfloat16_is_close_and_its_speed_is_printed(topk, frozen, capsy
     with capsys.disabled():
         peak = torch.cuda.max_memory_allocated() / 2**30
         print(f"\ntopk {topk}, frozen {frozen}: {1e3 * seconds:.0f} ms a step of 65,536 tokens, peak {peak:.1f} GiB")
+
+
+def test_many_experts_get_their_gradients_on_the_gpu():
+    raw = {**WIDE, "num_hidden_layers": 2, "n_routed_experts": 32}  # above the number that one wide product serves
+    cpu, gpu = new_model(raw, 0), new_model(raw, 0).cuda()
+    ids = torch.randint(0, 4096, (2, 256))
+    for model, tokens in ((cpu, ids), (gpu, ids.cuda())):
+        TrainingForward(model)(tokens).hidden.square().mean().backward()
+    routed = [name for name, _ in cpu.named_parameters() if ".experts." in name]
+    there = dict(gpu.named_parameters())
+    assert routed
+    for name in routed:
+        here = cpu.get_parameter(name).grad
+        assert here.abs().max() > 0
+        torch.testing.assert_close(there[name].grad.cpu(), here, rtol=1e-2, atol=1e-3 * float(here.abs().max()))

@@ -224,9 +224,30 @@ def unknown_command(world: World) -> Words:
     return ["rum", "a.yaml"]
 
 
-@case(r"--gpus: 4 asked for, but --replicas 0 runs in this process on its CPU")
+@case(r"--gpus: 4 asked for, but --replicas 0 runs in this process; leave one away$")
 def gpus_for_no_replica(world: World) -> Words:
     return run(world.config(), "--gpus", "4")
+
+
+@case(r"--gpus: 1 asked for, but --device cpu computes without them; leave one away$")
+def gpus_for_the_cpu(world: World) -> Words:
+    return ["run", world.config(), "--device", "cpu", "--gpus", "1"]
+
+
+@case(r"--gpus: expected more than 0 with --device cuda, got 0; leave one away$")
+def no_gpus_for_cuda(world: World) -> Words:
+    return run(world.config(), "--device", "cuda", "--gpus", "0")
+
+
+@case(r"--device cuda: torch sees no GPU; use --device cpu, or name another cluster with --address$")
+def cuda_where_there_is_none(world: World) -> Words:
+    world.monkeypatch.setattr("harness.place.sees_gpu", lambda: False)
+    return run(world.config(), "--device", "cuda")
+
+
+@case(r"Invalid value for '--device': .*'gpu' is not one of 'auto', 'cpu', 'cuda'\.? \(see dsa-eval run --help\)")
+def unknown_device(world: World) -> Words:
+    return run(world.config(), "--device", "gpu")
 
 
 @case(r"file: expected a run folder, got a file")

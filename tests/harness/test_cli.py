@@ -17,14 +17,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # A new flag is a decision: it must not be able to change a score. Those belong into the config.
 FLAGS = {
-    "run": {"config", "--dry-run", "--limit", "--out", "--replicas", "--address", "--gpus"},
+    "run": {"config", "--dry-run", "--limit", "--out", "--replicas", "--address", "--gpus", "--device"},
     "compare": {"run_folder", "other", "--across-weights"},
     "publish": {"run_folder", "--out"},
     "rescore": {"runs"},
     "tasks": set(),
-    "convert": {"source", "destination"},
+    "convert": {"source", "destination", "--context"},
     "train": {"config", "--out", "--resume"},
+    "bench attention": {"--only", "--rounds", "--out"},
+    "bench engine": {"--contexts", "--seconds", "--out"},
     "bench kernels": {"--only", "--rounds", "--out"},
+    "bench lm-eval": {"config", "--limit", "--batch", "--out"},
+    "bench page": {"path"},
     "bench model": {"--contexts", "--rounds", "--out"},
 }
 
@@ -89,9 +93,9 @@ def test_options_of_run_reach_it(monkeypatch):
     seen = []
     stand_in(monkeypatch, "harness.run", run=lambda config, **options: seen.append((config, options)))
     words = ["run", "a.yaml", "--limit", "2", "--out", "o", "--replicas", "0", "--address", "auto", "--gpus", "0.5"]
-    assert call(monkeypatch, *words, "--dry-run") == 0
-    expected = {"out": Path("o"), "limit": 2, "replicas": 0, "address": "auto", "gpus": 0.5, "dry_run": True}
-    assert seen == [(Path("a.yaml"), expected)]
+    assert call(monkeypatch, *words, "--device", "cuda", "--dry-run") == 0
+    expected = {"out": Path("o"), "limit": 2, "replicas": 0, "address": "auto", "gpus": 0.5, "device": "cuda"}
+    assert seen == [(Path("a.yaml"), expected | {"dry_run": True})]
 
 
 @pytest.mark.parametrize("error", [HarnessError, ModelError])

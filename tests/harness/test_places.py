@@ -1,20 +1,25 @@
-"""How many replicas are started where the command line does not say."""
+"""Which device and how many replicas are taken where the command line does not say."""
 
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from harness import place
 from harness.config import EndpointModel, LocalModel, ModelChoice, ScriptedModel
+from harness.errors import HarnessError
+from harness.place import MEMORY_PER_BYTE, Place, choose_device
 from harness.replicas import Runtime
-from harness.run import MEMORY_PER_BYTE, Place
 
 WEIGHT_BYTES = 1000
 COPY = MEMORY_PER_BYTE * WEIGHT_BYTES
 
 
 class Cluster:
-    def __init__(self, **resources: float) -> None:
+    """Ray on this machine, or a cluster elsewhere where it has an address."""
+
+    def __init__(self, address: str | None = None, **resources: float) -> None:
+        self.address = address
         self._resources = resources
 
     def resources(self) -> dict[str, float]:
@@ -31,7 +36,8 @@ def model(tmp_path: Path) -> LocalModel:
 def size(
     choice: ModelChoice, num_items: int = 100, replicas: int | None = None, gpus: float | None = None, **there: Any
 ) -> tuple[int, float]:
-    return Place(cast(Runtime, Cluster(**there)), replicas, gpus).size(choice, num_items)
+    runtime = cast(Runtime, Cluster("10.0.0.1:6379", **there))
+    return Place(runtime, replicas, gpus, choose_device("auto", [choice], runtime, gpus)).size(choice, num_items)
 
 
 def test_weights_on_cpus_take_every_core_that_has_the_memory(model: LocalModel) -> None:
@@ -50,8 +56,48 @@ def test_weights_on_gpus_take_every_gpu(model: LocalModel) -> None:
 def test_what_the_command_line_says_is_taken_as_it_is(model: LocalModel) -> None:
     assert size(model, replicas=5, CPU=2, memory=COPY) == (5, 0)
     assert size(model, replicas=3, gpus=2, CPU=2, memory=COPY) == (3, 2)
+    assert size(model, replicas=3, CPU=2, GPU=2, memory=COPY) == (3, 1)
 
 
 @pytest.mark.parametrize("choice", [EndpointModel(endpoint="http://x", name="y"), ScriptedModel(scripted="gold")])
 def test_endpoints_and_scripts_take_one_replica_and_no_gpu(choice: ModelChoice) -> None:
     assert size(choice, CPU=8, GPU=8, memory=COPY) == (1, 0)
+
+
+def device(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Any,
+    choice: ModelChoice,
+    runtime: Any = None,
+    *,
+    here: bool = False,
+    gpus: float | None = None,
+) -> str:
+    monkeypatch.setattr(place, "sees_gpu", lambda: here)
+    return choose_device(asked, [choice], runtime, gpus)
+
+
+def test_weights_go_where_a_gpu_is_unless_told_otherwise(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for runtime in (None, Cluster(CPU=2)):
+        assert device(monkeypatch, "auto", model, runtime, here=True) == "cuda"
+        assert device(monkeypatch, "auto", model, runtime, here=False) == "cpu"
+        assert device(monkeypatch, "cpu", model, runtime, here=True) == "cpu"
+    assert device(monkeypatch, "auto", model, Cluster(CPU=2, GPU=1), here=True, gpus=0) == "cpu"
+
+
+def test_a_cluster_is_asked_and_not_this_machine(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus, without = Cluster("10.0.0.1:6379", CPU=8, GPU=2), Cluster("10.0.0.1:6379", CPU=8)
+    for here in (False, True):
+        assert device(monkeypatch, "auto", model, with_gpus, here=here) == "cuda"
+        assert device(monkeypatch, "auto", model, without, here=here) == "cpu"
+        with pytest.raises(HarnessError, match=r"^--device cuda: the Ray cluster at 10\.0\.0\.1:6379 has no GPU; use"):
+            device(monkeypatch, "cuda", model, without, here=here)
+
+
+def test_without_weights_nobody_is_asked_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> bool:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(place, "sees_gpu", ask)
+    for asked in ("auto", "cuda"):
+        assert choose_device(asked, [ScriptedModel(scripted="gold")], None, None) == "cpu"  # type: ignore[arg-type]

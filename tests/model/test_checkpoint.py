@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import describe, load_model, resolve
+from model.checkpoint import describe, load_config, load_model, resolve
 from model.convert import convert_folder
 from model.errors import ModelError
 from model.request import Attention
@@ -185,3 +185,18 @@ def test_converting_into_a_folder_with_files_is_refused(folder, tmp_path):
     with pytest.raises(ModelError, match="exists and is not an empty folder"):
         convert_folder(str(folder), str(tmp_path / "full"))
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("kind", ["deepseek", "glm"])
+def test_a_stretched_folder_has_the_same_weights_and_yarn_for_the_longer_context(kind, tmp_path):
+    source = dsa_folder(kind)
+    before = load_config(str(source))
+    target = convert_folder(str(source), str(tmp_path / "long"), context=16 * before.max_positions)
+    after = load_config(str(target))
+    assert after.max_positions == 16 * before.max_positions
+    assert after.rope.kind == "yarn"
+    assert after.rope.factor * after.rope.original_length == after.max_positions
+    here, there = ours(source).state_dict(), load_model(str(target), "float32").state_dict()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    with pytest.raises(ModelError, match=f"more than the model's {before.max_positions} tokens, got 64"):
+        convert_folder(str(source), str(tmp_path / "short"), context=64)

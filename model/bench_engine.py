@@ -1,0 +1,264 @@
+"""`dsa-eval bench engine`: prefill, decode and memory of the engine, sparse beside dense; also a program of its own.
+
+A random FP8 checkpoint with DeepSeek-V3.2's layers goes through the same loader and engine as any other. Each case:
+new random prompts with an answer of one token give the prefill rate; the same prompts again, with a short and a long
+answer, give the decode rate from the difference of the two: prompts that the engine has cached then cost little.
+"""
+
+import dataclasses
+import importlib
+import statistics
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.bench_report import Report
+from model.errors import ModelError
+from model.random_checkpoint import write_random
+from model.request import Attention, CacheDtype, Request, Result
+
+CONTEXTS = (8192, 32768, 65536, 131072)
+ENGINE = "model.serving.engine:PagedEngine"
+VARIANTS = ("sparse", "dense")
+TOKENS_AT_ONCE = 131072  # of context: the larger batch of a context has as many prompts as this holds
+SHORT, LONG = 8, 72  # tokens of the two answers
+MAX_BATCH = 64
+WARM_CONTEXT = 16384
+ROUNDS = 3
+ROOT = Path(__file__).resolve().parents[1]
+GPU_TESTS = ("tests/gpu/test_fp8_weights.py", "tests/gpu/test_*engine*.py", "tests/gpu/test_*serving*.py")
+CPU_TESTS = ("tests/model/test_fp8.py", "tests/model/test_engine.py")
+FAILURES = (ModelError, RuntimeError, ValueError, MemoryError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """One row: `batch` prompts of `context` tokens through one variant."""
+
+    variant: str
+    context: int
+    batch: int
+
+
+class Failure(ModelError):
+    """What an engine answered in place of tokens."""
+
+
+def bench_engine(
+    contexts: Sequence[int] = CONTEXTS,
+    *,
+    batches: Sequence[int] | None = None,
+    seconds: float = 90.0,
+    folder: Path | None = None,
+    engine: str = ENGINE,
+    dtype: str = "auto",
+    cache_dtype: CacheDtype = "auto",
+    device: str | None = None,
+    scratch: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Test, write a checkpoint (or take `folder`), open it and measure every case; `out` is written row by row.
+
+    Args:
+        contexts: prompt lengths in tokens. batches: None is 1 and what `TOKENS_AT_ONCE` holds.
+        seconds: when this has passed since the engine was opened, the cases that are left say so in their rows.
+        engine: module:class of the engine; it takes path, attentions, dtype and device.
+        device: None is the GPU if there is one. scratch: where the checkpoint is written, about 17 GB at full width.
+        changes: keys of config.json, for other widths. out: JSON file; the table stands beside it as Markdown.
+
+    Returns:
+        {**provenance, "config", "rounds", "weights": bytes by dtype, "rows": as `measure` gives them, …}.
+
+    Raises:
+        ModelError: full width without a GPU, the tests fail or are missing, no such engine, or the checkpoint cannot
+            be opened.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu" and folder is None and not changes:
+        raise ModelError(
+            "bench engine: expected a GPU for DeepSeek-V3.2's full width, found none; "
+            "`python3 -m model.bench_engine --set hidden_size=512 …` measures smaller ones"
+        )
+    _gate(GPU_TESTS if device.startswith("cuda") else CPU_TESTS)
+    report = Report(out, provenance or {})
+    with tempfile.TemporaryDirectory(prefix="dsa-eval-bench-", dir=scratch) as temporary:
+        path = folder
+        if path is None:
+            path = Path(temporary) / "checkpoint"
+            began = time.perf_counter()
+            num_bytes = write_random(path, device=device, **(changes or {}))
+            report.note(disk_bytes=num_bytes, write_seconds=time.perf_counter() - began)
+        from model.checkpoint import load_config
+
+        config = load_config(str(path))
+        topk = config.indexer.topk if config.indexer is not None else None
+        attentions = {
+            "sparse": Attention(topk=topk, cache_dtype=cache_dtype), "dense": Attention(cache_dtype=cache_dtype)
+        }  # fmt: skip
+        began = time.perf_counter()
+        opened = _engine_class(engine)(str(path), attentions, dtype=dtype, device=device)
+        report.note(
+            engine=engine, dtype=dtype, cache_dtype=cache_dtype, torch_device=device, rounds=ROUNDS,
+            load_seconds=time.perf_counter() - began, weights=_bytes_by_dtype(opened), idle_bytes=_held_bytes(device),
+            config={"layers": config.num_layers, "hidden_size": config.hidden_size, "topk": topk},
+        )  # fmt: skip
+        for row in measure(opened, _cases(contexts, batches), config.vocab_size, seconds, device):
+            report.add(row)
+    return report.content
+
+
+def measure(
+    engine: Any, cases: Sequence[Case], vocab_size: int, seconds: float, device: str
+) -> Iterator[dict[str, Any]]:
+    """Time cases one after the other, behind a warm-up that is not timed; what fails is a row with "failure".
+
+    Yields:
+        variant, context, batch, n and n_decode (measurements), peak_bytes, peak_over_idle_bytes (what an engine holds
+        between cases, pages of its cache included, does not count), cached_share (of the prompt tokens, in the decode
+        runs), and for prefill and decode the median, min and max of tokens/s over all prompts of the batch.
+    """
+    began = time.perf_counter()
+    warm = min(WARM_CONTEXT, max((case.context for case in cases), default=0))
+    for variant in VARIANTS:
+        for batch in sorted({case.batch for case in cases}):
+            try:
+                _timed(engine, _requests(Case(variant, warm // batch, batch), vocab_size, -1, SHORT))
+            except FAILURES:
+                break  # the cases will tell
+    for number, case in enumerate(cases):
+        row = dataclasses.asdict(case)
+        left = seconds - (time.perf_counter() - began)
+        if left <= 0:
+            yield {**row, "failure": f"not measured: {seconds:.0f} s were over"}
+            continue
+        _reset_peak(device)
+        before = _held_bytes(device)
+        try:
+            row |= _measure_case(engine, case, vocab_size, left / (len(cases) - number))
+        except FAILURES as error:
+            row["failure"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        peak = _peak_bytes(device)
+        yield {**row, "peak_bytes": peak, "peak_over_idle_bytes": peak - before}
+
+
+def _measure_case(engine: Any, case: Case, vocab_size: int, share: float) -> dict[str, Any]:
+    """One row's numbers. Measurements are repeated while the case's share of the time lasts."""
+    end = time.perf_counter() + share
+    prompt_tokens = case.context * case.batch
+    prefill: list[float] = []
+    while not prefill or (len(prefill) < ROUNDS and time.perf_counter() < end - share / 2):
+        took, _ = _timed(engine, _requests(case, vocab_size, len(prefill), 1))
+        prefill.append(prompt_tokens / took)
+    last = len(prefill) - 1
+    decode: list[float] = []
+    cached = 0
+    while not decode or (len(decode) < ROUNDS and 2 * cached > prompt_tokens and time.perf_counter() < end):
+        short, first = _timed(engine, _requests(case, vocab_size, last, SHORT))
+        long, second = _timed(engine, _requests(case, vocab_size, last, LONG))
+        cached = sum(result.usage.cached_tokens for result in second)
+        tokens = sum(r.usage.completion_tokens for r in second) - sum(r.usage.completion_tokens for r in first)
+        if tokens <= 0 or long <= short:
+            raise Failure(f"{tokens} more tokens in {long - short:.3f} s more: no decode rate can be told")
+        decode.append(tokens / (long - short))
+    row = {"n": len(prefill), "n_decode": len(decode), "cached_share": cached / prompt_tokens}
+    for name, rates in (("prefill", prefill), ("decode", decode)):
+        row |= {
+            f"{name}_tokens_per_second": statistics.median(rates),
+            f"{name}_tokens_per_second_min": min(rates),
+            f"{name}_tokens_per_second_max": max(rates),
+        }
+    return row
+
+
+def _timed(engine: Any, requests: list[Request]) -> tuple[float, list[Result]]:
+    """Wall seconds until every result is here, and the results. Raises Failure for the first that is an error."""
+    began = time.perf_counter()
+    results: list[Result] = list(engine.run(requests))
+    took = time.perf_counter() - began
+    wrong = next((result.error for result in results if result.finish_reason == "error"), None)
+    if wrong is not None:
+        raise Failure(wrong)
+    return took, results
+
+
+def _requests(case: Case, vocab_size: int, turn: int, max_tokens: int) -> list[Request]:
+    """The same prompts for the same case and turn; no two prompts begin alike."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{case} {turn}".encode()))
+    prompts = torch.randint(0, vocab_size, (case.batch, case.context), generator=generator).tolist()
+    return [
+        Request(id=f"{turn}-{max_tokens}-{i}", variant=case.variant, token_ids=tuple(ids), max_tokens=max_tokens)
+        for i, ids in enumerate(prompts)
+    ]
+
+
+def _cases(contexts: Sequence[int], batches: Sequence[int] | None) -> list[Case]:
+    """Single prompts first: if the time is short, the batches are what is left out."""
+    pairs = []
+    for context in contexts:
+        own = batches or (1, max(1, min(MAX_BATCH, TOKENS_AT_ONCE // context)))
+        pairs += [(batch, context) for batch in sorted(set(own))]
+    pairs.sort(key=lambda pair: pair[0] > 1)
+    return [Case(variant, context, batch) for batch, context in pairs for variant in VARIANTS]
+
+
+def _engine_class(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"bench engine: expected module:class of an engine, got {name!r} ({error})") from None
+    return found
+
+
+def _gate(patterns: Sequence[str]) -> None:
+    from kernels.bench_supervisor import check_tests
+
+    first, *more = patterns
+    found = [str(path.relative_to(ROOT)) for pattern in more for path in sorted(ROOT.glob(pattern))]
+    try:
+        check_tests([first, *found], "", "engine")
+    except ValueError as error:
+        raise ModelError(str(error).replace("kernels' ", "")) from None
+
+
+def _bytes_by_dtype(engine: Any) -> dict[str, int]:
+    """Memory of the weights, by dtype; empty for an engine without a model of its own."""
+    totals: dict[str, int] = {}
+    model = getattr(engine, "model", None)
+    for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values() if model is not None else ():
+        name = str(tensor.dtype).removeprefix("torch.")
+        totals[name] = totals.get(name, 0) + tensor.numel() * tensor.element_size()
+    return totals
+
+
+def _reset_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _held_bytes(device: str) -> int:
+    """What is held now: on a GPU by tensors, on a CPU the most that the process ever took."""
+    return torch.cuda.memory_allocated() if device.startswith("cuda") else _peak_bytes(device)
+
+
+def _peak_bytes(device: str) -> int:
+    """On a GPU the most that tensors took during the case, on a CPU the most that the process ever took."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    from model.bench_report import main
+
+    main()

@@ -1,0 +1,120 @@
+"""One layer's attention over a paged cache: a prompt's chunk, or one new token for each of many requests."""
+
+from typing import cast
+
+import torch
+
+from kernels.dense_decode import dense_decode
+from kernels.dense_mla import dense_mla
+from kernels.page_slots import page_slots
+from kernels.sparse_mla import sparse_mla
+from model.attention import MLA
+from model.indexer import Tables
+from model.segment import Segment
+from model.serving.choose import choose_for_chunk, choose_for_rows
+from model.serving.forms import dense_backend, gathers, heads_at_once
+from model.serving.pool import LayerPages
+from model.serving.step import Chunk, Rows, Scorer, Window
+
+
+def attend_chunk(
+    layer: MLA, x: torch.Tensor, tables: Tables, index_tables: Tables, chunk: Chunk, pages: LayerPages
+) -> torch.Tensor:
+    """Normalised hidden states of a chunk, [length, hidden] -> [length, hidden]; its tokens enter the cache."""
+    q, latent = layer._queries(x, tables)
+    pages.write(chunk.slots, layer._cache_rows(x, tables), rounded=chunk.attention.cache_dtype == "fp8")
+    if layer.indexer is not None and chunk.index_dtype is not None:
+        chunk.scorer = _score_with(layer, latent, x, index_tables, chunk, pages)
+    kv = pages.rows(chunk.pages)[: chunk.stop]
+    # what lies behind the last token may be another request's NaN, and 0 * NaN is NaN
+    kv[chunk.start :].masked_fill_(~chunk.real[:, None], 0.0)
+    if chunk.probe is not None:
+        known = chunk.start + chunk.num_tokens
+        chunk.probe.measure(layer, q[: chunk.num_tokens], kv[:known], cast(Segment, _window(chunk, q.device)))
+    out = _read_chunk(layer, q, kv, chunk)
+    projected: torch.Tensor = layer.o_proj(out.flatten(1))
+    return projected
+
+
+def attend_rows(
+    layer: MLA, x: torch.Tensor, tables: Tables, index_tables: Tables, rows: Rows, pages: LayerPages
+) -> torch.Tensor:
+    """Normalised hidden states [R, hidden] -> [R, hidden]; the new tokens enter the cache. Never waits for a GPU."""
+    q, latent = layer._queries(x, tables)
+    pages.write(rows.slots, layer._cache_rows(x, tables), rounded=rows.attention.cache_dtype == "fp8")
+    if layer.indexer is not None and rows.index_dtype is not None:
+        rows.scorer = _score_with(layer, latent, x, index_tables, rows, pages)
+    queries, scale = layer.absorb(q), layer.config.softmax_scale
+    topk, selector = rows.attention.topk, rows.attention.selector
+    if topk is None:
+        out = dense_decode(queries, pages.latent, rows.tables, rows.lengths, layer.layout, scale, check_ids=False)[0]
+    else:
+        if not (selector == "indexer" and layer.indexer is None and rows.chosen is not None):
+            rows.chosen = page_slots(choose_for_rows(layer, queries, rows, pages), rows.tables)
+        out = sparse_mla(queries, pages.flat, rows.chosen, layer.layout, scale, decode=True, check_ids=False)
+    projected: torch.Tensor = layer.o_proj(layer.up_project(out).flatten(1))
+    return projected
+
+
+def _score_with(
+    layer: MLA, latent: torch.Tensor, x: torch.Tensor, tables: Tables, step: Chunk | Rows, pages: LayerPages
+) -> Scorer:
+    """Write the new tokens' index keys; the queries that will meet them and all earlier ones."""
+    assert layer.indexer is not None and step.index_dtype is not None
+    dtype = step.index_dtype
+    pages.write_index(dtype, step.slots, layer.indexer.keys(x, tables, dtype))
+    queries, weights = layer.indexer.queries(latent, x, tables, dtype)
+    if pages.index[dtype].dtype == torch.uint8:
+        queries = queries.to(torch.float8_e4m3fn)  # they are rounded already
+    return Scorer(queries=queries, weights=weights, dtype=dtype, pages=pages)
+
+
+def _window(chunk: Chunk, device: torch.device) -> Window:
+    """The chunk for a probe; FP8 index keys and queries are exact in float32."""
+    scorer = None
+    if chunk.scorer is not None:
+        keys, scales = chunk.scorer.keys(chunk.pages, chunk.stop)
+        queries = chunk.scorer.queries
+        if scales is not None:
+            keys, queries = keys.float() * scales[:, None], queries.float()
+        scorer = (
+            queries[: chunk.num_tokens],
+            keys[: chunk.start + chunk.num_tokens],
+            chunk.scorer.weights[: chunk.num_tokens],
+        )
+    return Window(start=chunk.start, length=chunk.num_tokens, device=device, scorer=scorer)
+
+
+def _read_chunk(layer: MLA, q: torch.Tensor, kv: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+    """Rotated queries [s, h, nope + rope] over cache rows [t, width] -> head outputs [s, h, v]."""
+    attention = chunk.attention
+    if attention.topk is None or chunk.stop <= attention.topk:
+        chunk.chosen = None
+        return _read_all(layer, q, kv, chunk.start, None)
+    by_ids = gathers(layer, attention.topk, chunk.start, q.device)
+    if not (attention.selector == "indexer" and layer.indexer is None and chunk.chosen is not None):
+        chunk.chosen = choose_for_chunk(layer, q, kv, chunk, masked=not by_ids)
+    if not by_ids:
+        return _read_all(layer, q, kv, chunk.start, chunk.chosen)
+    scale = layer.config.softmax_scale
+    return layer.up_project(sparse_mla(layer.absorb(q), kv, chunk.chosen, layer.layout, scale, check_ids=False))
+
+
+def _read_all(layer: MLA, q: torch.Tensor, kv: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """All visible keys, or those in `mask`, in the MHA form, a few heads at a time where the context is long."""
+    config, layout = layer.config, layer.layout
+    scale, backend = config.softmax_scale, dense_backend(config, q.device)
+    if not config.absorbs:
+        return dense_mla(q, layout.keys(kv), layout.values(kv), scale, start, mask, backend=backend)
+    latent, rope = kv.split((config.kv_lora_rank, config.rope_dim), -1)
+    weights = layer.kv_b_proj.weight.unflatten(0, (config.num_heads, -1))
+    out = torch.empty(q.shape[0], config.num_heads, config.v_dim, dtype=q.dtype, device=q.device)
+    step = heads_at_once(config, kv.shape[0], kv.element_size())
+    for first in range(0, config.num_heads, step):
+        heads = slice(first, min(first + step, config.num_heads))
+        both = (latent @ weights[heads].flatten(0, 1).T).unflatten(-1, (heads.stop - first, -1))
+        nope, values = both.split((config.nope_dim, config.v_dim), -1)
+        keys = torch.cat((nope, rope[:, None].expand(-1, heads.stop - first, -1)), -1)
+        out[:, heads] = dense_mla(q[:, heads], keys, values, scale, start, mask, backend=backend)
+        del both, nope, keys, values  # before the next ones are made
+    return out

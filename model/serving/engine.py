@@ -1,0 +1,325 @@
+"""The paged engine: many requests share one cache, prompts in fixed chunks, answers in fixed rows and CUDA graphs."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from kernels import switch
+from kernels.fp8_cache import PAGE
+from model.admission import check_request, failure, num_tokens, wanted_index_dtype
+from model.chat.encoding import ChatEncoding, load_encoding
+from model.checkpoint import load_model, resolve
+from model.engine import FAILURES, raise_if_lost
+from model.errors import ModelError
+from model.malloc import keep_freed_memory
+from model.request import Attention, ProbeResult, Request, Result
+from model.sampling import greedy
+from model.serving.decoder import NOT_FINITE, Decoder, Outputs
+from model.serving.forward import head
+from model.serving.lanes import Lane, open_lanes, packs
+from model.serving.pages import chunk_keys
+from model.serving.prompter import Prompter
+from model.serving.schedule import Schedule
+from model.serving.sequence import PagedSequence
+from model.serving.shape import SHAPES, Shape, numerics
+from model.serving.stats import Stats
+from model.transformer import Transformer
+
+SCORED_ROWS = 256  # rows of a continuation whose logits are held at a time
+
+
+class PagedEngine:
+    """Serves several attention variants of one checkpoint from one copy of its weights and one paged cache.
+
+    The same request gives the same tokens whatever else is asked, in whatever order, and whether or not it had to give
+    its pages up on the way: every prompt runs alone in chunks at fixed positions, every answer in steps of a fixed
+    number of rows. A request that would never fit is refused; under pressure the newest ones wait.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        attentions: Mapping[str, Attention],
+        *,
+        dtype: str = "auto",
+        chat_template: bool | None = None,
+        device: str = "cuda",
+        indexer: str | None = None,
+        shape: Shape | None = None,
+        cache_bytes: int | None = None,
+        graphs: bool = True,
+        prompt_graphs: bool = False,
+    ) -> None:
+        """Load weights (path, dtype, indexer: see `load_model`) and tokenizer, and take the cache's memory.
+
+        Args:
+            device: "cuda", the current GPU, or "cpu".
+            shape: None is the device's of SHAPES; another one may change last bits.
+            cache_bytes: for pages; None is all that is free on a GPU, 1 GiB on a CPU.
+            graphs: decode through CUDA graphs; False launches every kernel anew, for debugging: the same bits.
+            prompt_graphs: the first chunk of prompts as well, for many short prompts through a small model.
+
+        Raises:
+            ModelError: as `load_model` and `load_encoding`; no GPU; no memory for pages.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ModelError(f"--device cuda: torch {torch.__version__} sees no GPU here; use --device cpu")
+        if device == "cpu":
+            torch.set_num_threads(1)
+            keep_freed_memory()
+        model = load_model(path, dtype, device, indexer)
+        self._serve(
+            model, load_encoding(resolve(path), chat_template), attentions, shape, cache_bytes, graphs, prompt_graphs
+        )
+
+    @classmethod
+    def of(
+        cls,
+        model: Transformer,
+        encoding: ChatEncoding,
+        attentions: Mapping[str, Attention],
+        *,
+        shape: Shape | None = None,
+        cache_bytes: int | None = None,
+        graphs: bool = True,
+        prompt_graphs: bool = False,
+    ) -> "PagedEngine":
+        """An engine around a model that is already in memory, on the model's device. Arguments as above."""
+        engine = cls.__new__(cls)
+        engine._serve(model, encoding, attentions, shape, cache_bytes, graphs, prompt_graphs)
+        return engine
+
+    def _serve(
+        self,
+        model: Transformer,
+        encoding: ChatEncoding,
+        attentions: Mapping[str, Attention],
+        shape: Shape | None,
+        cache_bytes: int | None,
+        graphs: bool,
+        prompt_graphs: bool,
+    ) -> None:
+        self.model = model
+        self.encoding = encoding
+        self.attentions = dict(attentions)
+        self._device = model.embed_tokens.weight.device
+        self._dtype = model.embed_tokens.weight.dtype
+        self.device = self._device.type
+        self.numerics = numerics(self.device)
+        self.shape = shape or SHAPES[self.device]
+        self.shape.check()
+        self.num_rows = self.shape.rows
+        self.prefill_budget = self.shape.budget
+        # torch's forms of the kernels wait for the host
+        self.graphs = graphs and self.device == "cuda" and not switch.FORCE_TORCH
+        self.prompt_graphs = self.graphs and prompt_graphs
+        self.stats = Stats()
+        if self.device == "cuda":
+            # sums of bfloat16 products stay in float32 between the parts of a split product
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        self._outputs = Outputs(self.num_rows, model.config.vocab_size, self._device)
+        self._lanes = open_lanes(
+            model.config, attentions, self._dtype, self._device, self.shape, cache_bytes, self.prompt_graphs
+        )
+        self.stats.pool_bytes = sum(lane.pool.num_bytes for lane in self._lanes.values())
+        self._decoders: dict[str, Decoder] = {}
+        self._prompters: dict[str, Prompter] = {}
+
+    @property
+    def device_name(self) -> str:
+        """The GPU as its driver calls it, e.g. "NVIDIA H100 80GB HBM3"; "" on a CPU."""
+        return torch.cuda.get_device_name(self._device) if self.device == "cuda" else ""
+
+    @property
+    def peak_gpu_bytes(self) -> int:
+        """The most GPU memory that tensors of this process have taken so far; 0 on a CPU."""
+        return self.stats.peak_bytes if self.device == "cuda" else 0
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and answer that the cache can hold for one request of any variant."""
+        fit = min(lane.pages.capacity for lane in self._lanes.values()) * PAGE
+        return min(fit, self.model.config.max_positions)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Answer requests as they come; at most `num_rows` are under way, further ones are pulled as rows come free.
+
+        A request that cannot be served is a result with an error, and the others go on.
+        """
+        return Schedule(self).run(requests)
+
+    # what the schedule asks for
+
+    def lane(self, sequence: PagedSequence) -> Lane:
+        return self._lanes[packs(sequence.attention, self.model.config, self._dtype)]
+
+    def admit(self, request: Request, order: int) -> PagedSequence:
+        """A request that fits, without a page yet. Raises ModelError if it never can."""
+        attention = check_request(request, self.attentions, self.model.config)
+        index_dtype = wanted_index_dtype(request, attention, self.model.config)
+        sequence = PagedSequence(request, attention, index_dtype, self.encoding, order)
+        capacity = self.lane(sequence).pages.capacity * PAGE
+        if sequence.most_tokens > capacity:
+            raise ModelError(
+                f"request {request.id}: prompt and answer need {num_tokens(request)} tokens, the cache on this "
+                f"{self.device_name or self.device} holds {capacity}: the largest context that fits; shorten the "
+                "prompt or lower max_tokens"
+            )
+        sequence.keys = chunk_keys(
+            f"{request.variant}/{index_dtype}", request.token_ids, self.shape.chunk, len(request.token_ids) - 1
+        )
+        return sequence
+
+    def begin(self, sequence: PagedSequence, spare: int) -> bool:
+        """Give a sequence pages for all its known tokens if they leave `spare` others; what it shares, it takes."""
+        pages = self.lane(sequence).pages
+        shared = pages.find(sequence.keys[: sequence.last_shared // self.shape.chunk])
+        needed = -(-sequence.num_tokens // PAGE) - len(shared)
+        if not pages.can_take(needed + spare):
+            pages.release(shared)
+            return False
+        sequence.pages = shared + pages.take(needed)
+        sequence.length = len(shared) * PAGE
+        if not sequence.generated:
+            sequence.cached_tokens = sequence.length
+        self.stats.cached_tokens += sequence.length
+        return True
+
+    def drop(self, sequence: PagedSequence) -> None:
+        """Take a sequence's pages and row back."""
+        if sequence.row is not None:
+            self._decoders[sequence.request.variant].leave(sequence.row)
+            sequence.row = None
+        self.lane(sequence).pages.release(sequence.pages)
+        sequence.pages = []
+
+    @torch.inference_mode()
+    def prefill(self, sequence: PagedSequence) -> None:
+        """One chunk of a prompt; behind the last one, the first token or a continuation's log-likelihoods."""
+        began = time.perf_counter()
+        start = sequence.length
+        stop = min(start + self.shape.chunk, len(sequence.prompt))
+        hidden = self._run_chunk(sequence, sequence.prompt[start:stop], start)
+        sequence.length = stop
+        whole = stop // self.shape.chunk
+        if stop % self.shape.chunk == 0 and whole <= len(sequence.keys):
+            held = sequence.pages[start // PAGE : stop // PAGE]
+            self.lane(sequence).pages.keep(sequence.keys[whole - 1], held)
+        if sequence.request.continuation is not None:
+            self._score(sequence, hidden, start, stop)
+        elif stop == len(sequence.prompt) and not sequence.generated:
+            sequence.take(sequence.sampler.next(head(self.model, hidden[stop - start - 1 : stop - start])[0]))
+        self._wait()
+        self.stats.prefill_seconds += time.perf_counter() - began
+        self.stats.prefill_tokens += stop - start
+        self.stats.prefill_steps += 1
+
+    @torch.inference_mode()
+    def decode(self, sequences: list[PagedSequence]) -> None:
+        """One token for sequences of one variant; if the step fails, each goes alone and only the guilty one fails."""
+        decoder = self._decoder(sequences[0])
+        try:
+            for sequence in sequences:
+                if sequence.row is None:
+                    sequence.row = decoder.enter()
+                decoder.place(sequence.row, sequence.next_token, sequence.length, sequence.pages)
+            tokens = decoder.step()
+        except FAILURES as error:
+            raise_if_lost(error)
+            if len(sequences) == 1:
+                sequences[0].fail(error)
+            else:
+                for sequence in sequences:
+                    self.decode([sequence])
+            return
+        for sequence in sequences:
+            assert sequence.row is not None
+            try:
+                self._take(sequence, tokens[sequence.row])
+            except FAILURES as error:
+                raise_if_lost(error)
+                sequence.fail(error)
+
+    @torch.inference_mode()
+    def finish(self, sequence: PagedSequence) -> Result:
+        """The result; pages and row are free behind it."""
+        try:
+            if sequence.error is not None:
+                return failure(sequence.request, sequence.error)
+            probes = self._probe_answer(sequence)
+            return dataclasses.replace(sequence.result(), probes=probes)
+        except FAILURES as error:
+            raise_if_lost(error)
+            return failure(sequence.request, error)
+        finally:
+            self.drop(sequence)
+
+    # steps
+
+    def _take(self, sequence: PagedSequence, token: int) -> None:
+        """What a decode step found behind a sequence's newest row."""
+        is_replay = sequence.is_replay
+        sequence.length += 1
+        if is_replay:
+            self.stats.replayed_tokens += 1
+            return
+        if token == NOT_FINITE or sequence.request.sampling.temperature != 0:
+            token = sequence.sampler.next(self._outputs.logits[sequence.row])
+        sequence.take(token)
+        self.stats.decode_tokens += 1
+
+    def _decoder(self, sequence: PagedSequence) -> Decoder:
+        variant, attention = sequence.request.variant, sequence.attention
+        if variant not in self._decoders:
+            config, lane = self.model.config, self.lane(sequence)
+            asks = attention.topk is not None and attention.selector == "indexer"
+            longest = min(-(-config.max_positions // PAGE), lane.pages.capacity)
+            self._decoders[variant] = Decoder(
+                self.model, lane.pool, attention, sequence.index_dtype if asks else None, self._outputs, longest,
+                self.graphs, self.stats,
+            )  # fmt: skip
+        return self._decoders[variant]
+
+    def _run_chunk(self, sequence: PagedSequence, ids: tuple[int, ...], start: int) -> torch.Tensor:
+        """Hidden states of tokens of one request, padding included: [rows, hidden]."""
+        variant, probe = sequence.request.variant, sequence.probe
+        if variant not in self._prompters:
+            self._prompters[variant] = Prompter(
+                self.model, self.lane(sequence).pool, sequence.attention, self._outputs, self.shape.granule,
+                self.prompt_graphs, self.stats,
+            )  # fmt: skip
+        if probe is not None and probe.phase == "prompt":
+            probe = probe if any(start <= p < start + len(ids) for p in probe.prompt_positions) else None
+        return self._prompters[variant].run(ids, start, sequence.pages, sequence.index_dtype, probe)
+
+    def _score(self, sequence: PagedSequence, hidden: torch.Tensor, start: int, stop: int) -> None:
+        """Log-likelihoods of those continuation tokens whose predecessors are in this chunk."""
+        first = len(sequence.request.token_ids) - 1
+        continuation = sequence.request.continuation or ()
+        for top in range(max(first, start), stop, SCORED_ROWS):
+            end = min(top + SCORED_ROWS, stop)
+            logits = head(self.model, hidden[top - start : end - start])
+            targets = torch.tensor(continuation[top - first : end - first], device=self._device)
+            broken = torch.nonzero(~logits.amax(-1).isfinite()).flatten().tolist()
+            if broken:
+                greedy(logits[broken[0]])  # raises
+            sequence.is_greedy = sequence.is_greedy and bool((logits.argmax(-1) == targets).all())
+            sequence.logprobs += logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1).tolist()
+
+    def _probe_answer(self, sequence: PagedSequence) -> ProbeResult | None:
+        """What the probe measured; the queries that gave the answer run once more in the prompt's form."""
+        probe, request = sequence.probe, sequence.request
+        if probe is None:
+            return None
+        probe.phase = "answer"
+        answer = request.continuation or tuple(sequence.generated)
+        ids = (request.token_ids[-1], *answer[:-1])
+        for top in range(0, len(ids), self.shape.chunk):
+            self._run_chunk(sequence, ids[top : top + self.shape.chunk], len(request.token_ids) - 1 + top)
+        return probe.result(len(request.token_ids) + len(answer) - 1)
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize(self._device)

@@ -1,0 +1,108 @@
+"""What one step through the model needs to know of its tokens: a chunk of one prompt, or one new token a request."""
+
+import dataclasses
+
+import torch
+
+from kernels.fp8_cache import PAGE
+from model.probe import Probe
+from model.request import Attention, IndexDtype
+from model.serving.pool import LayerPages
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Scorer:
+    """Index queries [s, h, d], their head weights [s, h] float32, and where the keys lie that they meet."""
+
+    queries: torch.Tensor
+    weights: torch.Tensor
+    dtype: IndexDtype
+    pages: LayerPages
+
+    @property
+    def store(self) -> torch.Tensor:
+        return self.pages.index[self.dtype]
+
+    def keys(self, pages: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The first `length` keys of these pages, [length, d], and for FP8 their scales [length], else None."""
+        return self.pages.index_keys(self.dtype, pages, length)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Chunk:
+    """Tokens start..start + num_tokens - 1 of one prompt, followed by padding up to `length` rows.
+
+    positions, slots: of every row, [length] int64. real: false for padding, [length] bool. pages: the request's pages
+    up to the padding's end, [m] int64.
+    index_dtype: precision of the index keys to write, None if nobody will ask the indexer.
+    scorer, chosen: of the last layer with an indexer of its own, for the layers that share them.
+    """
+
+    attention: Attention
+    start: int
+    num_tokens: int
+    length: int
+    positions: torch.Tensor
+    slots: torch.Tensor
+    real: torch.Tensor
+    pages: torch.Tensor
+    index_dtype: IndexDtype | None
+    probe: Probe | None = None
+    scorer: Scorer | None = None
+    chosen: torch.Tensor | None = None
+
+    @property
+    def stop(self) -> int:
+        """Keys that the chunk's last row sees, padding included."""
+        return self.start + self.length
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Rows:
+    """One new token for each of R requests of one variant; a row of length 0 is padding.
+
+    ids, positions, slots: [R] int64. lengths: keys that each row sees, its own included, [R] int32. tables: page
+    numbers of each request, [R, p] int32. Nothing here depends on the device's memory, so a CUDA graph can hold it.
+    """
+
+    attention: Attention
+    index_dtype: IndexDtype | None
+    ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    lengths: torch.Tensor
+    tables: torch.Tensor
+    scorer: Scorer | None = None
+    chosen: torch.Tensor | None = None
+
+    @property
+    def num_keys(self) -> int:
+        """More keys than any row of this table can have."""
+        return self.tables.shape[1] * PAGE
+
+    @classmethod
+    def unpack(cls, packed: torch.Tensor, attention: Attention, index_dtype: IndexDtype | None) -> "Rows":
+        """From one tensor [R, 3 + p] int32: id, position, length and page table of each row."""
+        ids, positions = packed[:, 0].long(), packed[:, 1].long()
+        lengths, tables = packed[:, 2].contiguous(), packed[:, 3:].contiguous()
+        page = tables.gather(1, (positions // PAGE)[:, None]).squeeze(1).long()
+        scratch = torch.arange(len(ids), device=packed.device) % PAGE
+        slots = torch.where(lengths > 0, page * PAGE + positions % PAGE, scratch)
+        return cls(
+            attention=attention, index_dtype=index_dtype, ids=ids, positions=positions, slots=slots, lengths=lengths,
+            tables=tables,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Window:
+    """A chunk as recall's probe sees it: rows and keys without padding, index scores in float32."""
+
+    start: int
+    length: int
+    device: torch.device
+    scorer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length

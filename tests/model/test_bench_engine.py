@@ -1,0 +1,145 @@
+"""The engine's benchmark at tiny width: what it measures, what it says of cases that fail, what it writes."""
+
+import json
+
+import pytest
+import torch
+
+from model import bench_engine
+from model.bench_engine import Case
+from model.bench_report import Report
+from model.engine import LocalEngine
+from model.errors import ModelError
+from model.random_checkpoint import write_random
+from model.request import Attention, Request, Result, Usage
+from tests.model.test_fp8 import TINY
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench") / "checkpoint"
+    write_random(folder, **TINY)
+    return LocalEngine(str(folder), {"sparse": Attention(topk=48), "dense": Attention()}, dtype="fp8")
+
+
+class Scripted:
+    """An engine whose clock is its own: each prompt token takes 1 ms unless it was seen, each step 10 ms."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.seen = set()
+
+    def perf_counter(self):
+        return self.now
+
+    def run(self, requests):
+        requests = list(requests)
+        for request in requests:
+            cached = len(request.token_ids) - 1 if request.token_ids in self.seen else 0
+            self.seen.add(request.token_ids)
+            self.now += 0.001 * (len(request.token_ids) - cached)
+            usage = Usage(
+                prompt_tokens=len(request.token_ids), completion_tokens=request.max_tokens, cached_tokens=cached
+            )
+            yield Result(id=request.id, token_ids=(), text="", finish_reason="length", usage=usage)
+        self.now += 0.01 * requests[0].max_tokens
+
+
+def test_rates_are_those_of_a_scripted_clock(monkeypatch):
+    scripted = Scripted()
+    monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
+    (row,) = bench_engine.measure(scripted, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu")
+    assert row["n"] == row["n_decode"] == bench_engine.ROUNDS
+    assert row["prefill_tokens_per_second"] == pytest.approx(4000 / (4000 * 0.001 + 0.01))
+    assert row["decode_tokens_per_second"] == pytest.approx(4 / 0.01)
+    assert row["cached_share"] == pytest.approx(0.999)
+    assert row["peak_bytes"] > row["peak_over_idle_bytes"] >= 0
+
+
+def test_when_the_time_is_up_the_rest_says_so(monkeypatch):
+    scripted = Scripted()
+    monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
+    cases = [Case("sparse", 90_000, 1), Case("dense", 10, 1)]
+    first, second = bench_engine.measure(scripted, cases, 50_000, 60.0, "cpu")
+    assert first["n"] == 1, "a case that has begun is finished"
+    assert second["failure"] == "not measured: 60 s were over"
+
+
+def test_a_tiny_model_is_measured_sparse_and_dense(engine, monkeypatch):
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_engine, "LONG", 24)
+    cases = [Case("sparse", 300, 1), Case("dense", 300, 2)]
+    for row, case in zip(bench_engine.measure(engine, cases, 320, 60.0, "cpu"), cases, strict=True):
+        assert (row["variant"], row["context"], row["batch"]) == (case.variant, case.context, case.batch)
+        assert row["prefill_tokens_per_second"] > 0
+        assert row["decode_tokens_per_second"] > 0
+
+
+def test_a_case_that_fails_is_a_row_and_the_others_go_on(engine, monkeypatch):
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_engine, "WARM_CONTEXT", 64)
+    cases = [Case("dense", 200_000, 1), Case("dense", 40, 1)]
+    failed, fine = bench_engine.measure(engine, cases, 320, 60.0, "cpu")
+    assert failed["failure"].startswith("Failure: ModelError: request")
+    assert "the model takes 163840" in failed["failure"]
+    assert "failure" not in fine
+
+
+def test_no_two_prompts_begin_alike_and_the_same_case_repeats_its_own():
+    case = Case("sparse", 64, 3)
+    first = bench_engine._requests(case, 1000, 0, 1)
+    again = bench_engine._requests(case, 1000, 0, 9)
+    other = bench_engine._requests(case, 1000, 1, 1)
+    assert [r.token_ids for r in first] == [r.token_ids for r in again]
+    assert len({r.token_ids[:8] for r in [*first, *other]}) == 6
+    assert all(isinstance(r, Request) and max(r.token_ids) < 1000 for r in first)
+
+
+def test_single_prompts_come_before_batches():
+    cases = bench_engine._cases([8192, 131072], None)
+    assert [(c.batch, c.context) for c in cases[::2]] == [(1, 8192), (1, 131072), (16, 8192)]
+    assert [c.variant for c in cases[:2]] == ["sparse", "dense"]
+
+
+def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_engine, "_gate", lambda patterns: None)  # the tests that it runs run beside this one
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    out = tmp_path / "results" / "engine.json"
+    bench_engine.bench_engine(
+        [300], batches=[1, 2], seconds=60, dtype="fp8", device="cpu", scratch=tmp_path, changes=TINY, out=out,
+        provenance={"commit": "abc", "device": "one core"},
+    )  # fmt: skip
+    written = json.loads(out.read_text())
+    assert written["commit"] == "abc"
+    assert written["weights"]["float8_e4m3fn"] > written["weights"]["float32"]
+    assert [(row["variant"], row["batch"]) for row in written["rows"]] == [
+        ("sparse", 1), ("dense", 1), ("sparse", 2), ("dense", 2)
+    ]  # fmt: skip
+    text = out.with_suffix(".md").read_text()
+    assert text.startswith("one core, commit abc.")
+    assert text.count("| 300 | sparse |") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"], "the checkpoint is gone"
+
+
+def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):
+    report = Report(tmp_path / "a.json", {})
+    report.add({"variant": "dense", "context": 8, "batch": 1, "failure": "OutOfMemoryError: a|b"})
+    assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["failure"] == "OutOfMemoryError: a|b"
+    assert "OutOfMemoryError: a/b" in (tmp_path / "a.md").read_text()
+
+
+def test_an_engine_that_is_not_there_and_tests_that_fail_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match=r"expected module:class of an engine, got 'model\.engine:None'"):
+        bench_engine._engine_class("model.engine:None")
+    assert bench_engine._engine_class("model.engine:LocalEngine") is LocalEngine
+    assert callable(bench_engine._engine_class(bench_engine.ENGINE))
+    failing = tmp_path / "test_wrong.py"
+    failing.write_text("def test_wrong():\n    assert 1 == 2\n")
+    with pytest.raises(ModelError, match="bench engine: the tests failed, nothing is timed"):
+        bench_engine._gate([str(failing)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_full_width_is_not_tried_without_a_gpu():
+    with pytest.raises(ModelError, match=r"expected a GPU for DeepSeek-V3\.2's full width, found none"):
+        bench_engine.bench_engine()

@@ -31,22 +31,24 @@ HALF = torch.float16
 FP8 = {
     "triton": Design(backend="triton"),
     "triton half": Design(backend="triton", products=HALF),
-    "triton half, 32 rows": Design(backend="triton", products=HALF, rows=32),
+    "triton half + 32 rows": Design(backend="triton", products=HALF, rows=32),
     "hopper": Design(backend="hopper"),
     "hopper half": Design(backend="hopper", products=HALF),
-    "hopper half, half partials": Design(backend="hopper", products=HALF, partials=HALF),
-    "hopper, 1024 rows, half partials": Design(backend="hopper", split=1024, partials=HALF),
-    "hopper half, 1024 rows, half partials": Design(backend="hopper", products=HALF, split=1024, partials=HALF),
-    "hopper half, 2048 rows, half partials": Design(backend="hopper", products=HALF, split=2048, partials=HALF),
+    "hopper half + half partials": Design(backend="hopper", products=HALF, partials=HALF),
+    "hopper + 1024 rows + half partials": Design(backend="hopper", split=1024, partials=HALF),
+    "hopper half + 1024 rows + half partials": Design(backend="hopper", products=HALF, split=1024, partials=HALF),
+    "hopper half + 2048 rows + half partials": Design(backend="hopper", products=HALF, split=2048, partials=HALF),
 }
 BF16 = {
     "triton": Design(backend="triton"),
     "hopper": Design(backend="hopper"),
-    "hopper, half partials": Design(backend="hopper", partials=HALF),
-    "hopper, 1024 rows": Design(backend="hopper", split=1024),
-    "hopper, 1024 rows, half partials": Design(backend="hopper", split=1024, partials=HALF),
-    "hopper, 2048 rows, half partials": Design(backend="hopper", split=2048, partials=HALF),
-    "hopper, 1024 rows, 16 splits, half partials": Design(backend="hopper", split=1024, max_splits=16, partials=HALF),
+    "hopper + half partials": Design(backend="hopper", partials=HALF),
+    "hopper + 1024 rows": Design(backend="hopper", split=1024),
+    "hopper + 1024 rows + half partials": Design(backend="hopper", split=1024, partials=HALF),
+    "hopper + 2048 rows + half partials": Design(backend="hopper", split=2048, partials=HALF),
+    "hopper + 1024 rows + 16 splits + half partials": Design(
+        backend="hopper", split=1024, max_splits=16, partials=HALF
+    ),
 }
 # what is used where no design is named, by cache: the fastest measured; a hopper design falls back to triton
 SPARSE_DEFAULT = {"fp8": FP8["triton"], "plain": BF16["hopper"]}

@@ -56,7 +56,7 @@ def dense_decode(
     Returns:
         (out [b, h, c] in q's dtype, lse [b, h] float32, natural log); zeros and -inf for a request of length 0.
         A request's bits depend on its own tokens alone: splits are a function of its length.
-        Peak memory on a GPU: at most 32 float32 copies of out.
+        Peak memory on a GPU: at most design.max_splits copies of out in design.partials, 32 in float32 by default.
 
     Raises:
         ValueError: a shape, dtype, device, stride, page or length that does not fit.

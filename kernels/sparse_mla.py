@@ -75,7 +75,7 @@ def sparse_mla_lse(
         layout: where keys and values lie in a row.
         scale: softmax scale of the MHA form, above 0.
         lengths: [s] int32, how many leading ids count, 0..k; None for all.
-        decode: few queries: split each one's ids in runs of 512 and merge, so that they fill the GPU. Changes last
+        decode: few queries: split each one's ids in runs of design.split, 512 by default, and merge, so that they fill the GPU. Changes last
             bits, whatever the batch: a row's result never depends on the other rows.
         check_ids: look at every id and length. On a GPU this waits for the device: pass False where they come
             straight from `topk`. The GPU kernels never read a row outside kv, they count such an id as padding.
@@ -86,7 +86,7 @@ def sparse_mla_lse(
         (out [s, h, c] in q's dtype, lse [s, h] float32: log of the sum of exp(scale * score), natural).
         A query without a valid id gets zeros and -inf. Softmax in float32.
         Peak memory: on a CPU 32 MiB of gathered rows (or one query's) beside the inputs; on a GPU nothing, or with
-        decode ceil(k / 512) float32 copies of out.
+        decode ceil(k / design.split) copies of out in design.partials, 4 in float32 by default.
 
     Raises:
         ValueError: a shape, dtype, device, stride, id or length that does not fit.

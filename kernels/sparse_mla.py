@@ -75,8 +75,8 @@ def sparse_mla_lse(
         layout: where keys and values lie in a row.
         scale: softmax scale of the MHA form, above 0.
         lengths: [s] int32, how many leading ids count, 0..k; None for all.
-        decode: few queries: split each one's ids in runs of design.split, 512 by default, and merge, so that they fill the GPU. Changes last
-            bits, whatever the batch: a row's result never depends on the other rows.
+        decode: few queries: split each one's ids in runs of design.split, 512 by default, and merge, so that they fill
+            the GPU. Changes last bits, whatever the batch: a row's result never depends on the other rows.
         check_ids: look at every id and length. On a GPU this waits for the device: pass False where they come
             straight from `topk`. The GPU kernels never read a row outside kv, they count such an id as padding.
         backend: "auto" takes the design's where the shapes fit, else triton, and torch on a CPU.

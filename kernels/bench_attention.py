@@ -1,8 +1,9 @@
 """What the attention kernels are measured on: cases with their work and their peers.
 
 A case is a dict: name, kernel, shape (axis -> size), dtype, flops and bytes (the least that must be done and moved),
-peers (name -> ms) with their source, and build() -> a call without arguments that runs the kernel once on fresh random
-inputs. Nothing is allocated before build(). Timing is the caller's: events, L2 flushed before each run.
+peers (name -> ms) with their source, design (its name, or None for the default), and build() -> a call without
+arguments that runs the kernel once on fresh random inputs. Nothing is allocated before build(). Timing is the caller's:
+events, L2 flushed before each run.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,9 @@ from kernels.attention_peers import (
     SMALL_LAUNCH_PEERS,
     SOURCE,
 )
+from kernels.decode_designs import BF16 as BF16_DESIGNS
+from kernels.decode_designs import FP8 as FP8_DESIGNS
+from kernels.decode_designs import Design
 from kernels.dense_decode import dense_decode
 from kernels.dense_mla import dense_mla
 from kernels.dense_prefill import PrefillBackend
@@ -33,6 +37,9 @@ V32 = KvLayout(absorbed=True, groups=1, latent_dim=512, rope_dim=64)
 HEADS, TOPK, QUERIES = 128, 2048, 4096  # DeepSeek-V3.2; the last 4,096 queries of a context
 QK_DIM, V_DIM = 192, 128  # the MHA form
 SCALE = QK_DIM**-0.5
+# (keys, batch) where every design of `decode_designs` is measured beside the default
+DESIGN_SHAPES = ((32768, 1), (32768, 64), (32768, 128))
+DENSE_DESIGN_SHAPES = ((8192, 1), (8192, 64), (32768, 64), (131072, 1), (131072, 64))
 
 
 def sparse_flops(queries: int, heads: int, k: int) -> int:
@@ -58,12 +65,14 @@ def make_case(
     num_bytes: int,
     peers: Mapping[str, float | None],
     build: Call,
+    design: str | None = None,
 ) -> Case:
-    sizes = "-".join(f"{axis}{size}" for axis, size in shape.items())
+    """design: its name where others of the same shape are measured, else None."""
+    sizes = "-".join(f"{axis}{size}" for axis, size in shape.items()) + (f"-design {design}" if design else "")
     known = {name: ms for name, ms in peers.items() if ms is not None}
     return {
         "name": f"{kernel}-{dtype}-{sizes}", "kernel": kernel, "shape": shape, "dtype": dtype, "flops": flops,
-        "bytes": num_bytes, "peers": known, "source": SOURCE, "build": build,
+        "bytes": num_bytes, "peers": known, "source": SOURCE, "build": build, "design": design,
     }  # fmt: skip
 
 
@@ -91,20 +100,29 @@ def _prefill_case(keys: int, queries: int, backend: Backend, peers: Mapping[str,
 def _sparse_decode() -> Iterator[Case]:
     for (keys, batch), (fp8_ms, bf16_ms) in DECODE_PEERS.items():
         for dtype in ("fp8", "bfloat16"):
-            yield _decode_case(keys, batch, dtype, {"FlashMLA fp8": fp8_ms, "FlashMLA bf16 (prefill kernel)": bf16_ms})
+            peers = {"FlashMLA fp8": fp8_ms, "FlashMLA bf16 (prefill kernel)": bf16_ms}
+            for name, design in _designs(dtype, (keys, batch) in DESIGN_SHAPES):
+                yield _decode_case(keys, batch, dtype, peers, name, design)
 
 
-def _decode_case(keys: int, batch: int, dtype: str, peers: Mapping[str, float | None]) -> Case:
+def _designs(dtype: str, every: bool) -> list[tuple[str | None, Design | None]]:
+    """The default, and where asked for every design with its name."""
+    named = FP8_DESIGNS if dtype == "fp8" else BF16_DESIGNS
+    return [(None, None), *(named.items() if every else ())]
+
+
+def _decode_case(
+    keys: int, batch: int, dtype: str, peers: Mapping[str, float | None], name: str | None, design: Design | None
+) -> Case:
     def build() -> Call:
         q, kv = normal(batch, HEADS, V32.width), latent_cache(batch * keys, dtype)
         ids = causal_ids(batch, keys, TOPK) + torch.arange(batch, device="cuda", dtype=torch.int32)[:, None] * keys
-        return lambda: sparse_mla(q, kv, ids, V32, SCALE, decode=True, check_ids=False)
+        return lambda: sparse_mla(q, kv, ids, V32, SCALE, decode=True, check_ids=False, design=design)
 
     row = row_bytes(V32) if dtype == "fp8" else 2 * V32.width
     moved = batch * (TOPK * (row + 4) + 2 * HEADS * (V32.width + V32.latent_dim))
-    return make_case(
-        "sparse_decode", {"keys": keys, "batch": batch}, dtype, sparse_flops(batch, HEADS, TOPK), moved, peers, build
-    )
+    flops = sparse_flops(batch, HEADS, TOPK)
+    return make_case("sparse_decode", {"keys": keys, "batch": batch}, dtype, flops, moved, peers, build, name)
 
 
 def _dense_decode() -> Iterator[Case]:
@@ -112,11 +130,12 @@ def _dense_decode() -> Iterator[Case]:
         for dtype in ("bfloat16", "fp8"):
             peers = {"FlashMLA bf16": flash, "FA3 bf16": fa3, "FlashMLA fp8": flash_fp8}
             row = row_bytes(V32) if dtype == "fp8" else 2 * V32.width
-            yield make_case(
-                "dense_decode", {"keys": keys, "batch": batch}, dtype, sparse_flops(batch, HEADS, keys),
-                batch * (keys * row + 2 * HEADS * (V32.width + V32.latent_dim)), peers,
-                partial(dense_decode_step, keys, batch, dtype),
-            )  # fmt: skip
+            for name, design in _designs(dtype, (keys, batch) in DENSE_DESIGN_SHAPES):
+                yield make_case(
+                    "dense_decode", {"keys": keys, "batch": batch}, dtype, sparse_flops(batch, HEADS, keys),
+                    batch * (keys * row + 2 * HEADS * (V32.width + V32.latent_dim)), peers,
+                    partial(dense_decode_step, keys, batch, dtype, design=design), name,
+                )  # fmt: skip
 
 
 def _dense_prefill() -> Iterator[Case]:
@@ -159,13 +178,15 @@ def dense_prefill_step(
     return lambda: dense_mla(q, k, v, SCALE, keys - queries, backend=backend)
 
 
-def dense_decode_step(keys: int, batch: int, dtype: str, *, heads: int = HEADS, device: str = "cuda") -> Call:
+def dense_decode_step(
+    keys: int, batch: int, dtype: str, *, heads: int = HEADS, device: str = "cuda", design: Design | None = None
+) -> Call:
     """The same tokens through dense attention over the whole cache, absorbed; result (out, lse)."""
     pages = random_pages(keys, batch, device)
     cache = latent_cache(pages.numel() * PAGE, dtype, device).view(pages.numel(), PAGE, -1)
     q = normal(batch, heads, V32.width, dtype=torch.float32 if device == "cpu" else torch.bfloat16, device=device)
     lengths = torch.full((batch,), keys, dtype=torch.int32, device=device)
-    return lambda: dense_decode(q, cache, pages, lengths, V32, SCALE, check_ids=False)
+    return lambda: dense_decode(q, cache, pages, lengths, V32, SCALE, check_ids=False, design=design)
 
 
 def causal_ids(queries: int, keys: int, k: int, device: str = "cuda") -> torch.Tensor:

@@ -25,9 +25,11 @@ def cases() -> Iterator[Case]:
     """One `Case` for each case of `bench_attention`; they have no FP8 products."""
     for case in attention_cases():
         axes: dict[str, Any] = case["shape"]
-        panel, series = _place(case["kernel"], axes, case["dtype"])
+        # designs are compared in the table, the plot shows the default
+        panel, series = ("", "") if case["design"] else _place(case["kernel"], axes, case["dtype"])
+        shape = " ".join([case["dtype"], *(f"{axis}={size}" for axis, size in axes.items())])
         yield Case(
-            kernel=case["kernel"], shape=" ".join([case["dtype"], *(f"{axis}={size}" for axis, size in axes.items())]),
+            kernel=case["kernel"], shape=shape + (f" design: {case['design']}" if case["design"] else ""),
             prepare=case["build"], flops=case["flops"], num_bytes=case["bytes"], peer_ms=case["peers"],
             **_aims(case), tests=TESTED_BY[case["kernel"]], panel=panel, series=series, context=axes["keys"],
         )  # fmt: skip

@@ -3,9 +3,10 @@
 import torch
 
 from kernels.check import check_range, check_tensor
+from kernels.decode_designs import DENSE_DEFAULT, Design
 from kernels.fp8_cache import PAGE, row_bytes, unpack_rows
 from kernels.layout import KvLayout
-from kernels.sparse_mla import DTYPES, Backend, resolve_backend
+from kernels.sparse_mla import DTYPES, Backend, gpu_kernel, resolve_backend
 
 
 def dense_decode_reference(
@@ -38,6 +39,7 @@ def dense_decode(
     *,
     check_ids: bool = True,
     backend: Backend = "auto",
+    design: Design | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend to all cached tokens of each request.
 
@@ -49,12 +51,12 @@ def dense_decode(
         layout, scale: as for `sparse_mla`.
         check_ids: look at pages and lengths; on a GPU this waits for the device. Unchecked, a page outside the cache
             counts as not there.
-        backend: as for `sparse_mla`.
+        backend, design: as for `sparse_mla`.
 
     Returns:
         (out [b, h, c] in q's dtype, lse [b, h] float32, natural log); zeros and -inf for a request of length 0.
         A request's bits depend on its own tokens alone: splits are a function of its length.
-        Peak memory on a GPU: at most 32 float32 copies of out.
+        Peak memory on a GPU: at most design.max_splits copies of out in design.partials, 32 in float32 by default.
 
     Raises:
         ValueError: a shape, dtype, device, stride, page or length that does not fit.
@@ -79,13 +81,11 @@ def dense_decode(
     lse = torch.empty(b, h, dtype=torch.float32, device=q.device)
     if out.numel() == 0 or pages.shape[1] == 0 or kv.shape[0] == 0:
         return out.zero_(), lse.fill_(float("-inf"))
-    backend = resolve_backend("dense_decode", backend, q, kv, layout)
+    design = design or DENSE_DEFAULT["fp8" if fp8 else "plain"]
+    backend = resolve_backend("dense_decode", backend, q, kv, layout, design)
     if backend == "torch":
         values, sums = dense_decode_reference(q, kv, pages, lengths, layout, scale)
         return values.to(q.dtype), sums
-    if backend == "hopper":
-        from kernels.sparse_mla_hopper import latent_attention_hopper as launch
-    else:
-        from kernels.sparse_mla_triton import latent_attention as launch
-    launch(q, kv.flatten(0, 1), pages, lengths, layout, scale, out, lse, paged=True, split=True)
+    launch = gpu_kernel(backend, kv)
+    launch(q, kv.flatten(0, 1), pages, lengths, layout, scale, out, lse, paged=True, split=True, design=design)
     return out, lse

@@ -1,10 +1,12 @@
 """Attention over gathered keys: each query reads only the rows it selected."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 
 from kernels.check import check_range, check_tensor
+from kernels.decode_designs import SPARSE_DEFAULT, Design
 from kernels.fp8_cache import row_bytes, unpack_rows
 from kernels.layout import KvLayout
 from kernels.switch import takes_kernels
@@ -44,9 +46,10 @@ def sparse_mla(
     decode: bool = False,
     check_ids: bool = True,
     backend: Backend = "auto",
+    design: Design | None = None,
 ) -> torch.Tensor:
     """Attend to the selected rows of the latent cache. Arguments, errors: `sparse_mla_lse`; its first result."""
-    return _attend(q, kv, ids, layout, scale, lengths, decode, check_ids, backend, with_lse=False)[0]
+    return _attend(q, kv, ids, layout, scale, lengths, decode, check_ids, backend, design, with_lse=False)[0]
 
 
 def sparse_mla_lse(
@@ -60,6 +63,7 @@ def sparse_mla_lse(
     decode: bool = False,
     check_ids: bool = True,
     backend: Backend = "auto",
+    design: Design | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend to the selected rows of the latent cache, and say how much weight they had.
 
@@ -71,22 +75,23 @@ def sparse_mla_lse(
         layout: where keys and values lie in a row.
         scale: softmax scale of the MHA form, above 0.
         lengths: [s] int32, how many leading ids count, 0..k; None for all.
-        decode: few queries: split each one's ids in runs of 512 and merge, so that they fill the GPU. Changes last
-            bits, whatever the batch: a row's result never depends on the other rows.
+        decode: few queries: split each one's ids in runs of design.split, 512 by default, and merge, so that they fill
+            the GPU. Changes last bits, whatever the batch: a row's result never depends on the other rows.
         check_ids: look at every id and length. On a GPU this waits for the device: pass False where they come
             straight from `topk`. The GPU kernels never read a row outside kv, they count such an id as padding.
-        backend: "auto" takes hopper where the shapes fit, else triton, and torch on a CPU.
+        backend: "auto" takes the design's where the shapes fit, else triton, and torch on a CPU.
+        design: how to decode on a GPU, one of `decode_designs`; None for the fastest measured one.
 
     Returns:
         (out [s, h, c] in q's dtype, lse [s, h] float32: log of the sum of exp(scale * score), natural).
         A query without a valid id gets zeros and -inf. Softmax in float32.
         Peak memory: on a CPU 32 MiB of gathered rows (or one query's) beside the inputs; on a GPU nothing, or with
-        decode ceil(k / 512) float32 copies of out.
+        decode ceil(k / design.split) copies of out in design.partials, 4 in float32 by default.
 
     Raises:
         ValueError: a shape, dtype, device, stride, id or length that does not fit.
     """
-    return _attend(q, kv, ids, layout, scale, lengths, decode, check_ids, backend, with_lse=True)
+    return _attend(q, kv, ids, layout, scale, lengths, decode, check_ids, backend, design, with_lse=True)
 
 
 def _attend(
@@ -99,6 +104,7 @@ def _attend(
     decode: bool,
     check_ids: bool,
     backend: Backend,
+    design: Design | None,
     *,
     with_lse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,17 +114,13 @@ def _attend(
     lse = torch.empty(s, h, dtype=torch.float32, device=q.device)
     if out.numel() == 0 or ids.shape[1] == 0 or kv.shape[0] == 0:
         return out.zero_(), lse.fill_(float("-inf"))
-    backend = resolve_backend("sparse_mla", backend, q, kv, layout)
+    design = design or SPARSE_DEFAULT["fp8" if kv.dtype == torch.uint8 else "plain"]
+    backend = resolve_backend("sparse_mla", backend, q, kv, layout, design)
     if backend == "torch":
         _gathered(q, kv, ids, lengths, layout, scale, out, lse if with_lse else None)
-    elif backend == "hopper":
-        from kernels.sparse_mla_hopper import latent_attention_hopper
-
-        latent_attention_hopper(q, kv, ids, lengths, layout, scale, out, lse, split=decode)
     else:
-        from kernels.sparse_mla_triton import latent_attention
-
-        latent_attention(q, kv, ids, lengths, layout, scale, out, lse, split=decode)
+        launch = gpu_kernel(backend, kv)
+        launch(q, kv, ids, lengths, layout, scale, out, lse, split=decode, design=design)
     return out, lse
 
 
@@ -150,34 +152,52 @@ def _check(
             check_range(where, "lengths", lengths, 0, ids.shape[1] + 1)
 
 
-def choose_backend(q: torch.Tensor, kv: torch.Tensor, layout: KvLayout) -> Backend:
-    """The fastest form that takes these tensors: a function of device, dtypes and widths alone."""
+def choose_backend(q: torch.Tensor, kv: torch.Tensor, layout: KvLayout, design: Design | None = None) -> Backend:
+    """The form that a design takes for these tensors: a function of device, dtypes and widths alone."""
+    design = design or SPARSE_DEFAULT["fp8" if kv.dtype == torch.uint8 else "plain"]
     if not takes_kernels(q):
         return "torch"
+    return "hopper" if design.backend == "hopper" and _hopper_fits(q, kv, layout) else "triton"
+
+
+def _hopper_fits(q: torch.Tensor, kv: torch.Tensor, layout: KvLayout) -> bool:
     try:
         from kernels.sparse_mla_hopper import fits
     except ImportError:  # a Triton without Gluon
-        return "triton"
-    return "hopper" if fits(q, kv, layout) else "triton"
+        return False
+    fitting: bool = fits(q, kv, layout)
+    return fitting
 
 
-def resolve_backend(where: str, backend: Backend, q: torch.Tensor, kv: torch.Tensor, layout: KvLayout) -> Backend:
+def resolve_backend(
+    where: str, backend: Backend, q: torch.Tensor, kv: torch.Tensor, layout: KvLayout, design: Design | None = None
+) -> Backend:
     """The backend asked for, or `choose_backend`'s for "auto".
 
     Raises:
         ValueError: it cannot take these tensors.
     """
-    best = choose_backend(q, kv, layout)
-    if backend == "auto" or backend == "torch":
-        return best if backend == "auto" else backend
-    if not q.is_cuda:
+    if backend == "auto":
+        return choose_backend(q, kv, layout, design)
+    if backend != "torch" and not q.is_cuda:
         raise ValueError(f"{where}: expected q on a GPU for backend {backend}, got {q.device}")
-    if backend == "hopper" and best != "hopper":
+    if backend == "hopper" and not _hopper_fits(q, kv, layout):
         raise ValueError(
-            f"{where}: expected for backend hopper an H100 or H200, bfloat16 q and kv, latent 512, rope 64 "
-            f"and heads in multiples of 64, got q {list(q.shape)} {q.dtype}, kv {kv.dtype}, {layout}"
+            f"{where}: expected for backend hopper an H100 or H200, bfloat16 q, bfloat16 or FP8 kv, latent 512, rope "
+            f"64 and heads in multiples of 64, got q {list(q.shape)} {q.dtype}, kv {kv.dtype}, {layout}"
         )
     return backend
+
+
+def gpu_kernel(backend: Backend, kv: torch.Tensor) -> Callable[..., None]:
+    """The launcher of a GPU backend for a plain or an FP8 cache; arguments as `sparse_mla_triton.latent_attention`."""
+    if backend == "triton":
+        from kernels.sparse_mla_triton import latent_attention as launch
+    elif kv.dtype == torch.uint8:
+        from kernels.sparse_mla_hopper_fp8 import latent_attention_hopper_fp8 as launch
+    else:
+        from kernels.sparse_mla_hopper import latent_attention_hopper as launch
+    return launch
 
 
 def _gathered(

@@ -25,11 +25,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE
 from kernels.layout import KvLayout
-from kernels.sparse_mla_triton import MAX_PAGED_SPLITS, SPLIT, merge_splits
+from kernels.sparse_mla_triton import merge_splits, plan_splits
 
 TESTED = "3.6."  # Gluon may change between releases of Triton
+DESIGN = Design(backend="hopper")
 PERSISTENT_ROWS = 131072  # from here on one program a multiprocessor is faster (measured)
 
 
@@ -48,27 +50,31 @@ def _span(tile, lengths, num_ids, splits, max_splits, min_split, HEAD_TILES: gl.
 
 
 @gluon.jit
-def _rows(table, first, at, count, num_rows, PAGED: gl.constexpr, PAGE: gl.constexpr):
-    """Cache rows of places `at` of a split, negative where there is none."""
+def _rows(table, first, block, at, count, num_rows, PAGED: gl.constexpr, PAGE: gl.constexpr):
+    """Cache rows of the 64 places block + `at` of a split, negative where there is none; with PAGED they are a page."""
     if PAGED:
-        page = gl.load(table + (first + at) // PAGE, mask=at < count, other=-1)
-        row = page * PAGE + (first + at) % PAGE
+        row = gl.load(table + (first + block) // PAGE, mask=block < count, other=-1) * PAGE + at
+        row = gl.where(block + at < count, row, -1)
     else:
-        row = gl.load(table + first + at, mask=at < count, other=-1)
+        row = gl.load(table + first + block + at, mask=block + at < count, other=-1)
     return gl.where(row < num_rows, row, -1)
 
 
 @gluon.jit
 def _load_q(q, row0, ql, qr, qp):
-    """64 query rows into shared memory."""
+    """64 query rows into shared memory, the latent part in the type of its products."""
     B: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     r = row0 + gl.arange(0, 64, gl.SliceLayout(1, B))
     c = gl.arange(0, 256, gl.SliceLayout(0, B))
     d = gl.arange(0, 64, gl.SliceLayout(0, B))
     p = q + r.to(gl.int64)[:, None] * 576
-    async_copy.async_copy_global_to_shared(ql, p + c[None, :])
-    async_copy.async_copy_global_to_shared(qr, p + 256 + c[None, :])
     async_copy.async_copy_global_to_shared(qp, p + 512 + d[None, :])
+    if ql.dtype == q.dtype.element_ty:
+        async_copy.async_copy_global_to_shared(ql, p + c[None, :])
+        async_copy.async_copy_global_to_shared(qr, p + 256 + c[None, :])
+    else:
+        ql.store(gl.load(p + c[None, :]).to(ql.dtype))
+        qr.store(gl.load(p + 256 + c[None, :]).to(ql.dtype))
     async_copy.commit_group()
     async_copy.wait_group(0)
     fence_async_shared()
@@ -90,8 +96,8 @@ def _gather(
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         query, _, first, count = _span(t, lengths, num_ids, splits, max_splits, min_split, HEAD_TILES, LENGTHS)
         table = ids + query.to(gl.int64) * ids_stride
-        j0 = _rows(table, first, r, count, num_rows, PAGED, PAGE)
-        j1 = _rows(table, first, r + 64, count, num_rows, PAGED, PAGE)
+        j0 = _rows(table, first, 0, r, count, num_rows, PAGED, PAGE)
+        j1 = _rows(table, first, 64, r, count, num_rows, PAGED, PAGE)
         for i in range(0, gl.maximum(count, 1), 128):
             phase = (turn & 1) ^ 1
             turn += 1
@@ -99,8 +105,8 @@ def _gather(
             m1 = (j1 >= 0)[:, None]
             p0 = kv + gl.maximum(j0, 0).to(gl.int64)[:, None] * 576
             p1 = kv + gl.maximum(j1, 0).to(gl.int64)[:, None] * 576
-            j0 = _rows(table, first, r + i + 128, count, num_rows, PAGED, PAGE)  # the next turn's, ahead of the waits
-            j1 = _rows(table, first, r + i + 192, count, num_rows, PAGED, PAGE)
+            j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's, ahead of the waits
+            j1 = _rows(table, first, i + 192, r, count, num_rows, PAGED, PAGE)
             # the order of the four waits is the order in which the halves are released
             mbarrier.wait(empty.index(0), phase)
             async_copy.async_copy_global_to_shared(kl.index(0), p0 + c[None, :], mask=m0)
@@ -145,6 +151,8 @@ def _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, SIDE: gl.c
     col = SIDE * 256 + gl.arange(0, 256, gl.SliceLayout(0, LO))
     inverse = gl.where(total > 0.0, 1.0 / total, 0.0)
     values = acc * gl.convert_layout(inverse, RO)[:, None]
+    if out.dtype.element_ty == gl.float16:
+        values = gl.minimum(gl.maximum(values, -65504.0), 65504.0)
     gl.store(out + row.to(gl.int64)[:, None] * 512 + col[None, :], values.to(out.dtype.element_ty))
     if SIDE == 0:
         natural = gl.where(total > 0.0, (top + gl.log2(total)) * 0.6931471805599453, float("-inf"))
@@ -162,6 +170,7 @@ def _even(
     LA: gl.constexpr = gl.DotOperandLayout(0, LO, 2)
     R: gl.constexpr = gl.SliceLayout(1, LS)
     RO: gl.constexpr = gl.SliceLayout(1, LO)
+    kw = kp if kl.dtype == kp.dtype else kp._reinterpret(kl.dtype, kp.shape, kp.layout)  # rope keys, then weights
     keys = gl.arange(0, 64, gl.SliceLayout(0, LS))
     turn = 0
     parity = 0
@@ -182,14 +191,14 @@ def _even(
             # the own block: scores, softmax, publish, then its product with the own half (weights from registers)
             scores = _issue_scores(ql.index(u), qr.index(u), qp.index(u), kl.index(u), kr.index(u), kp.index(u),
                                    full.index(0), full.index(1), phase, LS)  # fmt: skip
-            valid = _rows(table, first, i + keys, count, num_rows, PAGED, PAGE) >= 0
+            valid = _rows(table, first, i, keys, count, num_rows, PAGED, PAGE) >= 0
             y = gl.where(valid[None, :], warpgroup_mma_wait(0, [scores]), float("-inf"))
             new_top = gl.maximum(top, gl.max(y, 1) * to_log2)
             fade = gl.exp2(top - new_top)
             tops.index(0).store(new_top)
             w = gl.exp2(y * to_log2 - new_top[:, None])
-            wb = w.to(gl.bfloat16)
-            kp.index(u).store(wb)
+            wb = w.to(kw.dtype)
+            kw.index(u).store(wb)
             fades.index(0).store(fade)
             fence_async_shared()
             gl.thread_barrier()  # one thread arrives: every store must be behind it
@@ -207,7 +216,7 @@ def _even(
             total = total * fade
             acc = acc * gl.convert_layout(fade, RO)[:, None]
             fence_async_shared()
-            product = warpgroup_mma(kp.index(v), kl.index(v), acc, is_async=True)
+            product = warpgroup_mma(kw.index(v), kl.index(v), acc, is_async=True)
             acc = warpgroup_mma_wait(0, [product])
             gl.thread_barrier()
             mbarrier.arrive(empty.index(2), count=1)
@@ -227,7 +236,8 @@ def _odd(
     LA: gl.constexpr = gl.DotOperandLayout(0, LO, 2)
     R: gl.constexpr = gl.SliceLayout(1, LS)
     RO: gl.constexpr = gl.SliceLayout(1, LO)
-    keys = 64 + gl.arange(0, 64, gl.SliceLayout(0, LS))
+    kw = kp if kl.dtype == kp.dtype else kp._reinterpret(kl.dtype, kp.shape, kp.layout)  # rope keys, then weights
+    keys = gl.arange(0, 64, gl.SliceLayout(0, LS))
     turn = 0
     parity = 0
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
@@ -244,7 +254,7 @@ def _odd(
             turn += 1
             scores = _issue_scores(qr.index(u), ql.index(u), qp.index(u), kr.index(v), kl.index(v), kp.index(v),
                                    full.index(3), full.index(2), phase, LS)  # fmt: skip
-            valid = _rows(table, first, i + keys, count, num_rows, PAGED, PAGE) >= 0
+            valid = _rows(table, first, i + 64, keys, count, num_rows, PAGED, PAGE) >= 0
             # out of the wgmma registers before acc is touched, or ptxas injects a wait (C7517)
             y = gl.where(valid[None, :], warpgroup_mma_wait(0, [scores]) * to_log2, float("-inf"))
             y_top = gl.max(y, 1)
@@ -255,13 +265,13 @@ def _odd(
             total = total * fade
             acc = acc * gl.convert_layout(fade, RO)[:, None]
             fence_async_shared()
-            product = warpgroup_mma(kp.index(u), kr.index(u), acc, is_async=True)
+            product = warpgroup_mma(kw.index(u), kr.index(u), acc, is_async=True)
             new_top = gl.maximum(top, y_top)
             fade = gl.exp2(top - new_top)
             tops.index(1).store(new_top)
             w = gl.exp2(y - new_top[:, None])
-            wb = w.to(gl.bfloat16)
-            kp.index(v).store(wb)
+            wb = w.to(kw.dtype)
+            kw.index(v).store(wb)
             fades.index(1).store(fade)
             fence_async_shared()
             gl.thread_barrier()
@@ -323,17 +333,39 @@ def latent_attention_hopper_kernel(
 
 
 def fits(q: torch.Tensor, kv: torch.Tensor, layout: KvLayout) -> bool:
-    """Whether this kernel takes these tensors: Hopper, a tested Triton, DeepSeek's widths, bfloat16, whole tiles."""
+    """Whether these kernels take the tensors: Hopper, a tested Triton, DeepSeek's widths, bfloat16 queries, bfloat16 or
+    FP8 rows, whole tiles of heads."""
     return (
         q.is_cuda
         and torch.cuda.get_device_capability(q.device) == (9, 0)
         and triton.__version__.startswith(TESTED)
         and layout.absorbed
         and (layout.latent_dim, layout.rope_dim) == (512, 64)
-        and q.dtype == kv.dtype == torch.bfloat16
+        and q.dtype == torch.bfloat16
+        and kv.dtype in (torch.bfloat16, torch.uint8)
         and q.shape[1] % 64 == 0
         and q.data_ptr() % 16 == kv.data_ptr() % 16 == 0
     )
+
+
+def plan_tiles(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    ids: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    *,
+    paged: bool,
+    split: bool,
+    design: Design,
+) -> tuple[tuple[int, int, int], int, int, torch.Tensor, torch.Tensor]:
+    """(splits, most splits, least rows a split), tiles, programs, and where the tiles write: out or partial results."""
+    s, h, _ = q.shape
+    cut, part, part_lse = plan_splits(ids, out, lse, paged=paged, split=split, design=design)
+    tiles = programs = s * cut[0] * (h // 64)
+    if kv.shape[0] >= PERSISTENT_ROWS and q.is_cuda:
+        programs = min(tiles, torch.cuda.get_device_properties(q.device).multi_processor_count)
+    return cut, tiles, programs, part, part_lse
 
 
 def latent_attention_hopper(
@@ -348,28 +380,18 @@ def latent_attention_hopper(
     *,
     paged: bool = False,
     split: bool = False,
+    design: Design = DESIGN,
 ) -> None:
     """Launch the kernel on checked arguments that fit; fills out and lse. Arguments as `latent_attention`."""
+    (splits, max_splits, min_split), tiles, programs, part, part_lse = plan_tiles(
+        q, kv, ids, out, lse, paged=paged, split=split, design=design
+    )
     s, h, _ = q.shape
-    limit = ids.shape[1] * (PAGE if paged else 1)
-    splits, max_splits, min_split = 1, 1, 0
-    if split:
-        splits, min_split = max(1, -(-limit // SPLIT)), SPLIT
-        splits = min(splits, MAX_PAGED_SPLITS) if paged else splits
-        max_splits = MAX_PAGED_SPLITS if paged else splits
-    part, part_lse = out, lse
-    if splits > 1:
-        part = torch.empty(splits, *out.shape, dtype=torch.float32, device=out.device)
-        part_lse = torch.empty(splits, *lse.shape, dtype=torch.float32, device=out.device)
-    tiles = s * splits * (h // 64)
-    programs = tiles
-    if kv.shape[0] >= PERSISTENT_ROWS and q.is_cuda:
-        programs = min(tiles, torch.cuda.get_device_properties(q.device).multi_processor_count)
     latent_attention_hopper_kernel[(programs,)](
-        q, kv, ids, ids if lengths is None else lengths, part, part_lse, scale * 1.4426950408889634, tiles, s, limit,
-        ids.stride(0), kv.shape[0], splits, max_splits, min_split, 0,
+        q, kv, ids, ids if lengths is None else lengths, part, part_lse, scale * 1.4426950408889634, tiles, s,
+        ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0], splits, max_splits, min_split, 0,
         HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE,
         MULTIPLY_REGISTERS=216, GATHER_REGISTERS=72, num_warps=4,
     )  # fmt: skip
-    if splits > 1:
+    if part is not out:
         merge_splits(part, part_lse, out, lse)

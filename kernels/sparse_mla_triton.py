@@ -9,20 +9,20 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE, split_rows
 from kernels.layout import KvLayout
 
-SPLIT = 512  # rows a split: fixed, so that a row's bits do not depend on the batch
-MAX_PAGED_SPLITS = 32  # longer contexts take longer splits: a function of the row's own length alone
+DESIGN = Design(backend="triton")
 
 
 @triton.jit
 def latent_attention_kernel(
     q_ptr, latent_ptr, rope_ptr, scale_ptr, ids_ptr, length_ptr, out_ptr, lse_ptr,
-    softmax_scale, num_rows, num_queries, num_heads, num_ids, ids_stride, latent_stride, rope_stride, scale_stride,
-    rope_start, scale_start, max_splits, min_split,
-    LATENT: tl.constexpr, ROPE: tl.constexpr, GROUPS: tl.constexpr, ABSORBED: tl.constexpr, FP8: tl.constexpr,
-    PAGED: tl.constexpr, LENGTHS: tl.constexpr, PAGE: tl.constexpr, BLOCK_H: tl.constexpr,
+    softmax_scale, num_rows, num_queries, num_heads, num_ids, ids_stride, max_splits, min_split,
+    LATENT_STRIDE: tl.constexpr, ROPE_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr, ROPE_START: tl.constexpr,
+    SCALE_START: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, GROUPS: tl.constexpr, ABSORBED: tl.constexpr,
+    FP8: tl.constexpr, PAGED: tl.constexpr, LENGTHS: tl.constexpr, PAGE: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     # one program: one query, BLOCK_H heads of one group, one split of its rows
@@ -57,7 +57,7 @@ def latent_attention_kernel(
         q_rope = tl.load(q_row + LATENT + dims[None, :], mask=real[:, None] & in_key, other=0.0)
     else:
         q_rope = tl.load(q_row + dims[None, :], mask=real[:, None] & in_key, other=0.0)
-    dtype = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     top = tl.full((BLOCK_H,), -1e30, tl.float32)  # finite, so that a block without a valid row leaves no NaN
     total = tl.zeros((BLOCK_H,), tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
@@ -76,23 +76,26 @@ def latent_attention_kernel(
         row = tl.where(valid, row, 0).to(tl.int64)  # a masked row is never read: a stale one may hold NaN
         seen = valid[:, None] & in_value
         latent = tl.load(
-            latent_ptr + row[:, None] * latent_stride + group * VALUE + cols[None, :], mask=seen, other=0.0
+            latent_ptr + row[:, None] * LATENT_STRIDE + group * VALUE + cols[None, :], mask=seen, other=0.0
         )
         rope = tl.load(
-            rope_ptr + row[:, None] * rope_stride + rope_start + group * KEY + dims[None, :],
+            rope_ptr + row[:, None] * ROPE_STRIDE + ROPE_START + group * KEY + dims[None, :],
             mask=valid[:, None] & in_key,
             other=0.0,
         )
         rope = rope.to(tl.float32).to(dtype) if FP8 else rope
         if FP8:
-            scale_row = scale_ptr + row[:, None] * scale_stride + scale_start
+            scale_row = scale_ptr + row[:, None] * SCALE_STRIDE + SCALE_START
             if ABSORBED:
                 SPAN: tl.constexpr = 128 if BLOCK_C >= 128 else BLOCK_C
                 part = tl.arange(0, BLOCK_C // SPAN)
                 scales = tl.load(
                     scale_row + part[None, :], mask=valid[:, None] & (part * 128 < LATENT)[None, :], other=0.0
                 )
-                wide = tl.reshape(latent.to(tl.float32), (BLOCK_K, BLOCK_C // SPAN, SPAN)) * scales[:, :, None]
+                # e4m3 becomes float16 in one instruction, bfloat16 only by way of float32
+                wider: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
+                scales = scales.to(wider)[:, :, None]
+                wide = tl.reshape(latent.to(wider), (BLOCK_K, BLOCK_C // SPAN, SPAN)) * scales
                 latent = tl.reshape(wide, (BLOCK_K, BLOCK_C)).to(dtype)
             else:
                 scales = tl.load(scale_row + (group * VALUE + cols[None, :]) // 128, mask=seen, other=0.0)
@@ -112,6 +115,8 @@ def latent_attention_kernel(
     acc = acc / tl.where(found, total, 1.0)[:, None]
     lse = tl.where(found, top * 0.6931471805599453 + tl.log(tl.where(found, total, 1.0)), float("-inf"))
     at = (split * num_queries + query) * num_heads + head
+    if out_ptr.dtype.element_ty == tl.float16:
+        acc = tl.minimum(tl.maximum(acc, -65504.0), 65504.0)
     tl.store(
         out_ptr + at[:, None] * VALUE + cols[None, :],
         acc.to(out_ptr.dtype.element_ty),
@@ -135,27 +140,27 @@ def merge_splits_kernel(
     base = tl.where(top == float("-inf"), 0.0, top)
     total = 0.0
     acc = tl.zeros((BLOCK_C,), tl.float32)
-    for i in range(0, num_splits):
-        at = i * num_heads_total + head
-        weight = tl.exp(tl.load(part_lse_ptr + at) - base)
-        part = tl.load(part_ptr + at * VALUE + cols, mask=in_value, other=0.0)
-        acc += weight * part
+    for i in tl.static_range(BLOCK_S):  # unrolled: all loads are in flight together
+        at = tl.minimum(i, num_splits - 1) * num_heads_total + head
+        weight = tl.where(num_splits > i, tl.exp(tl.load(part_lse_ptr + at) - base), 0.0)
+        part = tl.load(part_ptr + at * VALUE + cols, mask=cols < tl.where(num_splits > i, VALUE, 0), other=0.0)
+        acc += weight * part.to(tl.float32)
         total += weight
     safe = tl.where(total > 0.0, total, 1.0)
     tl.store(out_ptr + head * VALUE + cols, (acc / safe).to(out_ptr.dtype.element_ty), mask=in_value)
     tl.store(lse_ptr + head, tl.where(total > 0.0, base + tl.log(safe), float("-inf")))
 
 
-def tile_options(heads: int, layout: KvLayout, dtype: torch.dtype) -> dict[str, int]:
+def tile_options(heads: int, layout: KvLayout, dtype: torch.dtype, rows: int = 64) -> dict[str, int]:
     """Block sizes, warps and stages for one shape; a function of shapes alone.
 
     64 heads x 64 rows, 8 warps, 2 stages fills the shared memory at V3.2's width; 32 rows lose a third of the speed
-    (measured on an H100). BLOCK_K divides 64: a block of a paged cache lies in one page.
+    (measured on an H100, bfloat16 rows). BLOCK_K divides 64: a block of a paged cache lies in one page.
     """
     block_c = max(16, triton.next_power_of_2(layout.latent_dim // layout.groups))
     block_r = max(16, triton.next_power_of_2(layout.rope_dim // layout.groups))
     block_h = min(64, max(16, triton.next_power_of_2(heads // layout.groups)))
-    block_k = 64
+    block_k = rows
     warps = 8 if block_h == 64 and block_c >= 256 else 4
     if dtype == torch.float32:
         block_h, block_k, warps = 16, 16 if block_c > 128 else 32, 4
@@ -177,6 +182,7 @@ def latent_attention(
     *,
     paged: bool = False,
     split: bool = False,
+    design: Design = DESIGN,
 ) -> None:
     """Launch the kernel on checked arguments; fills out and lse.
 
@@ -185,38 +191,55 @@ def latent_attention(
         ids: [s, k] rows to read (-1: none), or with paged the pages of each query in order, [s, pages].
         lengths: [s] int32, entries of ids (with paged: tokens) to read, or None for all of them.
         out: [s, h, c] in q's dtype. lse: [s, h] float32, natural log; -inf where no row was read.
-        split: work on at least 512 rows apart and merge; else one pass a query.
+        split: work on at least design.split rows apart and merge; else one pass a query.
     """
     s, h, _ = q.shape
     limit = ids.shape[1] * (PAGE if paged else 1)
-    splits = 1
-    if split:
-        splits = max(1, -(-limit // SPLIT))
-        splits = min(splits, MAX_PAGED_SPLITS) if paged else splits
-    max_splits = splits if split and not paged else MAX_PAGED_SPLITS if split else 1
-    part, part_lse = out, lse
-    if splits > 1:
-        part = torch.empty(splits, *out.shape, dtype=torch.float32, device=out.device)
-        part_lse = torch.empty(splits, *lse.shape, dtype=torch.float32, device=out.device)
+    (splits, max_splits, min_split), part, part_lse = plan_splits(
+        ids, out, lse, paged=paged, split=split, design=design
+    )
     fp8 = kv.dtype == torch.uint8
     if fp8:
         latent, scales, rope = split_rows(kv, layout)
         groups = -(-layout.latent_dim // 128)
         rope_start, scale_start = (layout.latent_dim + 4 * groups) // 2, layout.latent_dim // 4
+        q = q.to(design.products) if q.dtype == torch.bfloat16 else q
     else:
         latent = rope = scales = kv
         rope_start, scale_start = layout.latent_dim, 0
-    options = tile_options(h, layout, q.dtype)
+    options = tile_options(h, layout, q.dtype, design.rows)
     tiles = triton.cdiv(h // layout.groups, options["BLOCK_H"]) * layout.groups
     latent_attention_kernel[(s * tiles, splits)](
         q, latent, rope, scales, ids, lengths if lengths is not None else ids, part, part_lse,
-        scale, kv.shape[0], s, h, limit, ids.stride(0), latent.stride(0), rope.stride(0), scales.stride(0),
-        rope_start, scale_start, max_splits, SPLIT if split else 0,
+        scale, kv.shape[0], s, h, limit, ids.stride(0), max_splits, min_split,
+        # constants, or the compiler could not prove that a row's pieces are aligned and would load them by twos
+        LATENT_STRIDE=latent.stride(0), ROPE_STRIDE=rope.stride(0), SCALE_STRIDE=scales.stride(0),
+        ROPE_START=rope_start, SCALE_START=scale_start,
         LATENT=layout.latent_dim, ROPE=layout.rope_dim, GROUPS=layout.groups, ABSORBED=layout.absorbed, FP8=fp8,
         PAGED=paged, LENGTHS=lengths is not None, PAGE=PAGE, **options,
     )  # fmt: skip
-    if splits > 1:
+    if part is not out:
         merge_splits(part, part_lse, out, lse)
+
+
+def plan_splits(
+    ids: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, *, paged: bool, split: bool, design: Design
+) -> tuple[tuple[int, int, int], torch.Tensor, torch.Tensor]:
+    """(splits of this launch, most splits, least rows a split), and where they write: out and lse, or partial results.
+
+    A run of rows is max(least, ceil(limit / most)) long, a function of the query's own limit alone.
+    """
+    if not split:
+        return (1, 1, 0), out, lse
+    limit = ids.shape[1] * (PAGE if paged else 1)
+    splits = max(1, -(-limit // design.split))
+    most = design.max_splits if paged else splits
+    splits = min(splits, most)
+    # one split needs no merge, but float16 rounds: a page table made wider by another request must change no bit
+    if splits == 1 and design.partials == torch.float32:
+        return (1, most, design.split), out, lse
+    part = torch.empty(splits, *out.shape, dtype=design.partials, device=out.device)
+    return (splits, most, design.split), part, torch.empty(splits, *lse.shape, dtype=torch.float32, device=out.device)
 
 
 def merge_splits(part: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:

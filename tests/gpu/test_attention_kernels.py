@@ -6,6 +6,8 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 pytest.importorskip("triton", reason="needs triton")
+from kernels.decode_designs import BF16 as BF16_DESIGNS
+from kernels.decode_designs import FP8 as FP8_DESIGNS
 from kernels.dense_decode import dense_decode, dense_decode_reference
 from kernels.dense_mla import dense_mla, dense_mla_reference
 from kernels.dense_prefill import choose_prefill
@@ -13,8 +15,7 @@ from kernels.fp8_cache import pack_rows, unpack_rows
 from kernels.layout import KvLayout
 from kernels.masked_mha_triton import masked_mha
 from kernels.page_slots import page_slots, page_slots_reference
-from kernels.sparse_mla import choose_backend, sparse_mla, sparse_mla_lse, sparse_mla_reference
-from kernels.sparse_mla_triton import latent_attention
+from kernels.sparse_mla import choose_backend, gpu_kernel, sparse_mla, sparse_mla_lse, sparse_mla_reference
 
 # largest ||out - reference|| / ||reference||. Half precision: weights and result are rounded once each; the field's
 # kernels show 1.7e-3 to 2.6e-3 in bfloat16 (8 bits), an eighth in float16 (11 bits). float32: another order of sums
@@ -25,6 +26,9 @@ SMALL = KvLayout(absorbed=True, groups=1, latent_dim=128, rope_dim=32)
 ODD = KvLayout(absorbed=True, groups=1, latent_dim=80, rope_dim=48)
 SMOLLM = KvLayout(absorbed=False, groups=3, latent_dim=192, rope_dim=192)
 BF16 = torch.bfloat16
+DESIGNS = [(False, design) for design in BF16_DESIGNS.values()] + [(True, design) for design in FP8_DESIGNS.values()]
+NAMES = [f"bf16 {name}" for name in BF16_DESIGNS] + [f"fp8 {name}" for name in FP8_DESIGNS]
+each_design = pytest.mark.parametrize("fp8, design", DESIGNS, ids=NAMES)
 
 
 def normal(*shape, dtype=BF16):
@@ -51,13 +55,12 @@ def assert_close(actual, expected, dtype):
     assert not bool(out[none].any())
 
 
-def launcher(backend):
-    if backend == "triton":
-        return latent_attention
-    hopper = pytest.importorskip("kernels.sparse_mla_hopper", reason="this Triton has no Gluon")
-    if not hopper.fits(query(V32, 1, 64), normal(1, 576), V32):
-        pytest.skip("needs a Hopper GPU and the tested release of Triton")
-    return hopper.latent_attention_hopper
+def launcher(backend, kv):
+    if backend == "hopper":
+        hopper = pytest.importorskip("kernels.sparse_mla_hopper", reason="this Triton has no Gluon")
+        if not hopper.fits(query(V32, 1, 64), normal(1, 576), V32):
+            pytest.skip("needs a Hopper GPU and the tested release of Triton")
+    return gpu_kernel(backend, kv)
 
 
 def launch(backend, q, kv, ids, lengths, layout, **options):
@@ -65,25 +68,28 @@ def launch(backend, q, kv, ids, lengths, layout, **options):
     s, h, _ = q.shape
     outs = torch.full((s + 2, h, layout.latent_dim // layout.groups), float("nan"), dtype=q.dtype, device="cuda")
     lses = torch.full((s + 2, h), float("nan"), device="cuda")
-    launcher(backend)(q, kv, ids, lengths, layout, 0.1, outs[1:-1], lses[1:-1], **options)
+    launcher(backend, kv)(q, kv, ids, lengths, layout, 0.1, outs[1:-1], lses[1:-1], **options)
     torch.cuda.synchronize()
     for whole in (outs, lses):
         assert bool(whole[0].isnan().all()) and bool(whole[-1].isnan().all())
     return outs[1:-1], lses[1:-1]
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
 @pytest.mark.parametrize("backend", ["triton", "hopper"])
 @pytest.mark.parametrize("heads", [64, 128])
 @pytest.mark.parametrize("k", [1, 63, 64, 129, 512, 2048])
-def test_full_width_prefill_masks_padding_and_lengths(backend, heads, k):
+def test_full_width_prefill_masks_padding_and_lengths(backend, heads, k, fp8):
     kv, q, ids = normal(4000, 576), query(V32, 6, heads), choose(6, k, 4000)
     kv[0] = float("nan")
+    rows = pack_rows(kv, V32) if fp8 else kv
+    kv = unpack_rows(rows, V32) if fp8 else kv
     ids[1, k // 2 :] = -1
     ids[2] = -1
     ids[3, torch.rand(k, device="cuda") < 0.5] = -1  # padding anywhere
     lengths = torch.tensor([k, k, k, k, max(1, k - 7), 0], dtype=torch.int32, device="cuda")
     read = torch.where(torch.arange(k, device="cuda")[None, :] < lengths[:, None], ids, -1)
-    assert_close(launch(backend, q, kv, ids, lengths, V32), sparse_mla_reference(q, kv, read, V32, 0.1), BF16)
+    assert_close(launch(backend, q, rows, ids, lengths, V32), sparse_mla_reference(q, kv, read, V32, 0.1), BF16)
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
@@ -100,16 +106,39 @@ def test_other_widths_and_head_counts_go_through_triton(layout, heads, dtype):
     assert_close(launch("triton", q, kv, ids, None, layout), sparse_mla_reference(q, kv, ids, layout, 0.1), dtype)
 
 
-@pytest.mark.parametrize("backend, fp8", [("triton", False), ("triton", True), ("hopper", False)])
+@each_design
 @pytest.mark.parametrize("batch", [1, 5])
-def test_decode_splits_merge_to_the_whole(backend, fp8, batch):
+def test_decode_splits_merge_to_the_whole(fp8, design, batch):
     kv, q, ids = normal(5000, 576), query(V32, batch, 128), choose(batch, 2048, 5000)
     ids[0, 700:] = -1
     rows = pack_rows(kv, V32) if fp8 else kv
     held = unpack_rows(rows, V32) if fp8 else kv
-    assert_close(
-        launch(backend, q, rows, ids, None, V32, split=True), sparse_mla_reference(q, held, ids, V32, 0.1), BF16
-    )
+    actual = launch(design.backend, q, rows, ids, None, V32, split=True, design=design)
+    assert_close(actual, sparse_mla_reference(q, held, ids, V32, 0.1), BF16)
+
+
+@pytest.mark.parametrize("design", FP8_DESIGNS.values(), ids=FP8_DESIGNS)
+def test_fp8_rows_of_very_different_size_keep_their_scales(design):
+    """Each group of 128 in each row has a scale of its own; their sizes go from 2^-12 to 2^8 here."""
+    sizes = torch.randint(-12, 9, (3000, 5), device="cuda").float().exp2()
+    kv = (torch.randn(3000, 576, device="cuda") * sizes.repeat_interleave(128, 1)[:, :576]).to(BF16)
+    q, ids = query(V32, 3, 128) / 32, choose(3, 1500, 3000)
+    rows = pack_rows(kv, V32)
+    actual = launch(design.backend, q, rows, ids, None, V32, split=True, design=design)
+    assert_close(actual, sparse_mla_reference(q, unpack_rows(rows, V32), ids, V32, 0.1), BF16)
+
+
+@each_design
+def test_each_design_gives_a_row_the_same_bits_alone_in_a_batch_and_again(fp8, design):
+    kv, q, ids = normal(9000, 576), query(V32, 150, 128), choose(150, 2048, 9000)
+    rows = pack_rows(kv, V32) if fp8 else kv
+    whole = launch(design.backend, q, rows, ids, None, V32, split=True, design=design)
+    for _ in range(3):
+        again = launch(design.backend, q, rows, ids, None, V32, split=True, design=design)
+        assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1])
+    for i in (0, 77, 149):
+        alone = launch(design.backend, q[i : i + 1], rows, ids[i : i + 1], None, V32, split=True, design=design)
+        assert torch.equal(whole[0][i : i + 1], alone[0]) and torch.equal(whole[1][i : i + 1], alone[1])
 
 
 @pytest.mark.parametrize("layout, heads", [(SMALL, 8), (SMOLLM, 9)], ids=["small", "smollm"])
@@ -120,8 +149,8 @@ def test_fp8_rows_of_small_widths_decode(layout, heads):
     assert_close(launch("triton", q, rows, ids, None, layout, split=True), expected, BF16)
 
 
-@pytest.mark.parametrize("backend, fp8", [("triton", False), ("triton", True), ("hopper", False)])
-def test_dense_decode_reads_ragged_pages(backend, fp8):
+@each_design
+def test_dense_decode_reads_ragged_pages(fp8, design):
     lengths = torch.tensor([0, 1, 63, 64, 65, 513, 5000, 20000], dtype=torch.int32, device="cuda")
     kv, q = normal(320 * 2, 64, 576), query(V32, len(lengths), 128)
     kv[0] = float("nan")
@@ -129,7 +158,8 @@ def test_dense_decode_reads_ragged_pages(backend, fp8):
     pages = torch.full((len(lengths), 313), -1, dtype=torch.int32, device="cuda")
     for i, n in enumerate(lengths.tolist()):
         pages[i, : -(-n // 64)] = torch.randperm(639, device="cuda")[: -(-n // 64)].to(torch.int32) + 1
-    actual = launch(backend, q, cache.flatten(0, 1), pages, lengths, V32, paged=True, split=True)
+    rows = cache.flatten(0, 1)
+    actual = launch(design.backend, q, rows, pages, lengths, V32, paged=True, split=True, design=design)
     assert_close(actual, dense_decode_reference(q, cache, pages, lengths, V32, 0.1), BF16)
 
 
@@ -146,21 +176,25 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_and_again(backend, split):
         assert torch.equal(whole[0][i : i + 1], alone[0]) and torch.equal(whole[1][i : i + 1], alone[1])
 
 
-@pytest.mark.parametrize("backend", ["triton", "hopper"])
-def test_dense_decode_does_not_depend_on_the_width_of_the_page_table(backend):
-    kv, q = normal(100, 64, 576), query(V32, 1, 128)
+@each_design
+def test_dense_decode_does_not_depend_on_the_width_of_the_page_table(fp8, design):
+    kv, q = normal(6400, 576), query(V32, 1, 128)
     pages = torch.randperm(100, device="cuda")[None].to(torch.int32)
     lengths = torch.tensor([1500], dtype=torch.int32, device="cuda")
-    rows = kv.flatten(0, 1)
-    wide = launch(backend, q, rows, pages, lengths, V32, paged=True, split=True)
-    narrow = launch(backend, q, rows, pages[:, :24].contiguous(), lengths, V32, paged=True, split=True)
+    rows = pack_rows(kv, V32) if fp8 else kv
+    options = {"paged": True, "split": True, "design": design}
+    wide = launch(design.backend, q, rows, pages, lengths, V32, **options)
+    narrow = launch(design.backend, q, rows, pages[:, :24].contiguous(), lengths, V32, **options)
     assert torch.equal(wide[0], narrow[0]) and torch.equal(wide[1], narrow[1])
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
 @pytest.mark.parametrize("backend", ["triton", "hopper"])
-def test_many_tiles_over_a_long_cache_run_persistently(backend):
+def test_many_tiles_over_a_long_cache_run_persistently(backend, fp8):
     kv, q, ids = normal(131072, 576), query(V32, 300, 128), choose(300, 256, 131072)
-    out, lse = launch(backend, q, kv, ids, None, V32)
+    rows = pack_rows(kv, V32) if fp8 else kv
+    kv = unpack_rows(rows, V32, BF16) if fp8 else kv
+    out, lse = launch(backend, q, rows, ids, None, V32)
     rows = torch.tensor([0, 131, 132, 299], device="cuda")
     assert bool(out.isfinite().all())
     assert_close((out[rows], lse[rows]), sparse_mla_reference(q[rows], kv, ids[rows], V32, 0.1), BF16)
@@ -181,8 +215,8 @@ def test_rows_behind_two_to_the_31_elements_are_reached(backend):
 
 @pytest.mark.parametrize("backend", ["triton", "hopper"])
 def test_an_unchecked_id_outside_the_cache_counts_as_padding(backend):
-    launcher(backend)
     kv, q, ids = normal(500, 576), query(V32, 2, 64), choose(2, 100, 500)
+    launcher(backend, kv)
     padded = ids.clone()
     ids[0, 50:], padded[0, 50:] = 500, -1
     wild = sparse_mla(q, kv, ids, V32, 0.1, check_ids=False, backend=backend)

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: the CPU paths do not need it")
 from kernels import sparse_mla_triton
+from kernels.decode_designs import BF16, FP8, Design
 from kernels.dense_decode import dense_decode_reference
 from kernels.fp8_cache import pack_rows, row_bytes, unpack_rows
 from kernels.layout import KvLayout
@@ -92,7 +93,55 @@ def test_interpreter_dense_decode_reads_ragged_pages(fp8):
     torch.testing.assert_close(actual, dense_decode_reference(q, cache, pages, lengths, SMALL, 0.2), **CLOSE)
 
 
-def build(monkeypatch, layout, heads, dtype, *, fp8, paged, split, queries=256, k=2048):
+@interpreted
+@pytest.mark.parametrize("block", [64, 32])
+@pytest.mark.parametrize("layout, heads", [(SMALL, 8), (GROUPED, 3)], ids=["small", "grouped"])
+@pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
+def test_interpreter_half_products_of_fp8_rows_keep_their_scales(block, layout, heads, partials):
+    """Not with bfloat16 products: the interpreter multiplies bfloat16 as the integers it keeps them in."""
+    sizes = torch.randint(-12, 9, (700, 1)).float().exp2()
+    kv, q = torch.randn(700, layout.width) * sizes, query(layout, 2, heads, torch.bfloat16) / 16
+    rows = pack_rows(kv, layout)
+    ids = torch.stack([torch.randperm(700)[:650] for _ in range(2)]).to(torch.int32)
+    design = Design(backend="triton", products=torch.float16, rows=block, partials=partials)
+    out, lse = run(q, rows, ids, None, layout, split=True, design=design)
+    wanted, sums = sparse_mla_reference(q, unpack_rows(rows, layout), ids, layout, 0.2)
+    assert float((out - wanted).norm() / wanted.norm()) < 4e-3  # weights in half precision
+    torch.testing.assert_close(lse, sums, rtol=0.0, atol=2e-2)
+
+
+@interpreted
+@pytest.mark.parametrize("design", [design for design in BF16.values() if design.split > 512])
+def test_interpreter_longer_splits_merge_to_the_whole(design):
+    kv, q = torch.randn(50, 64, SMALL.width), query(SMALL, 2, 5)
+    pages = torch.stack([torch.randperm(50) for _ in range(2)]).to(torch.int32)
+    lengths = torch.tensor([3100, 70], dtype=torch.int32)
+    actual = run(q, kv.flatten(0, 1), pages, lengths, SMALL, paged=True, split=True, design=design)
+    expected = dense_decode_reference(q, kv, pages, lengths, SMALL, 0.2)
+    tolerance = CLOSE if design.partials == torch.float32 else {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(actual, expected, **tolerance)
+
+
+@interpreted
+@pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
+def test_interpreter_a_wider_page_table_changes_no_bit(partials):
+    kv, q = torch.randn(30, 64, SMALL.width), query(SMALL, 1, 3)
+    pages, lengths = torch.randperm(30).to(torch.int32)[None], torch.tensor([500], dtype=torch.int32)
+    options = {"paged": True, "split": True, "design": Design(backend="triton", partials=partials)}
+    wide = run(q, kv.flatten(0, 1), pages, lengths, SMALL, **options)
+    narrow = run(q, kv.flatten(0, 1), pages[:, :8].contiguous(), lengths, SMALL, **options)
+    assert torch.equal(wide[0], narrow[0]) and torch.equal(wide[1], narrow[1])
+
+
+@interpreted
+def test_interpreter_float16_partials_saturate():
+    kv, q = torch.full((600, SMALL.width), 1e6), query(SMALL, 1, 1)
+    ids = torch.arange(600, dtype=torch.int32)[None]
+    out, _ = run(q, kv, ids, None, SMALL, split=True, design=Design(backend="triton", partials=torch.float16))
+    assert torch.equal(out, torch.full_like(out, 65504.0))
+
+
+def build(monkeypatch, layout, heads, dtype, *, fp8, paged, split, queries=256, k=2048, **options):
     """Launch on tensors without storage and compile what would have run."""
     q, kv = query(layout, queries, heads, dtype, "meta"), torch.empty(131072, layout.width, dtype=dtype, device="meta")
     if fp8:
@@ -104,7 +153,7 @@ def build(monkeypatch, layout, heads, dtype, *, fp8, paged, split, queries=256, 
     monkeypatch.setattr(sparse_mla_triton, "merge_splits_kernel", kernels[1])
     lengths = torch.empty(queries, dtype=torch.int32, device="meta") if paged else None
     lse = torch.empty(queries, heads, device="meta")
-    sparse_mla_triton.latent_attention(q, kv, ids, lengths, layout, 0.1, out, lse, paged=paged, split=split)
+    sparse_mla_triton.latent_attention(q, kv, ids, lengths, layout, 0.1, out, lse, paged=paged, split=split, **options)
     return kernels
 
 
@@ -123,6 +172,20 @@ def test_full_width_builds_for_hopper_within_its_shared_memory(monkeypatch, fp8,
 
 
 @compiled
+@pytest.mark.parametrize("name", [name for name, design in FP8.items() if design.backend == "triton"])
+@pytest.mark.parametrize("paged", [False, True], ids=["sparse", "dense"])
+def test_fp8_designs_build_for_hopper(monkeypatch, name, paged):
+    design = FP8[name]
+    attention, merge = build(monkeypatch, V32, 128, torch.bfloat16, fp8=True, paged=paged, split=True, design=design)
+    assert 0 < attention.shared <= SHARED_LIMIT
+    assert merge.stack == 0
+    assert ("f16.f16" in attention.ptx) == (design.products == torch.float16)
+    assert "ld.global.b16" not in attention.ptx  # a row's rope keys are copied 16 bytes at a time
+    if attention.pinned:
+        assert attention.stack <= 64  # a few addresses; a spilled tile would take hundreds of bytes
+
+
+@compiled
 @pytest.mark.parametrize("layout, heads", [(SMALL, 8), (SMOLLM, 9)], ids=["small", "smollm"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_small_widths_build_for_hopper(monkeypatch, layout, heads, dtype):
@@ -134,5 +197,8 @@ def test_small_widths_build_for_hopper(monkeypatch, layout, heads, dtype):
 @pytest.mark.parametrize("paged", [False, True], ids=["ids", "pages"])
 def test_sizes_of_one_build_too(monkeypatch, paged):
     """Triton makes constants of integers that are 1."""
-    attention, _ = build(monkeypatch, SMALL, 1, torch.bfloat16, fp8=False, paged=paged, split=True, queries=1, k=1)
+    design = Design(backend="triton", partials=torch.float16)
+    options = {"fp8": False, "paged": paged, "split": True, "queries": 1, "k": 1, "design": design}
+    attention, merge = build(monkeypatch, SMALL, 1, torch.bfloat16, **options)
     assert 0 < attention.shared <= SHARED_LIMIT
+    assert merge.cubin

@@ -1,4 +1,4 @@
-"""Cases of `kernels/bench.py`: scores, top-k, attention mass, FP8 and expert products at DeepSeek-V3.2's shapes."""
+"""Cases of `kernels/bench.py`: scores, top-k and attention mass at DeepSeek-V3.2's shapes."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,8 +6,6 @@ import torch
 
 from kernels.attention_mass import attention_mass
 from kernels.bench import Case
-from kernels.fp8 import block_matmul, quantize_e4m3
-from kernels.grouped_gemm import expert_mlp
 from kernels.index_scores import index_scores
 from kernels.index_scores_paged import PAGE, index_scores_paged, page_bytes
 from kernels.index_scores_triton import Tile, index_scores_triton
@@ -70,20 +68,6 @@ def cases() -> Iterator[Case]:
             kernel="attention_mass", shape=f"{queries} queries x 128 heads, {keys} keys of 576, bf16",
             prepare=mass(queries, keys), flops=2 * 2.0 * queries * 128 * 576 * keys, num_bytes=2.0 * keys * 1152,
         )  # fmt: skip
-    n = 8192
-    yield Case(kernel="fp8", shape=f"cast [{n}, 7168] bf16", prepare=cast(n, 7168), num_bytes=n * 7168 * (3 + 4 / 128))
-    yield Case(
-        kernel="fp8", shape=f"block matmul {n} x {n} x {n}", prepare=blocks(n), flops=2.0 * n**3,
-        peer_ms={"cuBLAS rowwise": 0.774}, goal_ms=0.774 / 0.85,
-    )  # fmt: skip
-    yield Case(kernel="fp8", shape=f"cuBLAS rowwise matmul {n} x {n} x {n}", prepare=cublas(n), flops=2.0 * n**3)
-    for rows in (64, 4096):
-        flops = 2.0 * rows * 8 * 3 * 7168 * 2048
-        read = 3.0 * 7168 * 2048 * min(256, rows * 8)
-        yield Case(
-            kernel="expert_mlp", shape=f"fp8, {rows} rows x 8 of 256 experts, 7168 x 2048", prepare=experts(rows),
-            flops=flops, num_bytes=read,
-        )  # fmt: skip
 
 
 def random_e4m3(*shape: int) -> torch.Tensor:
@@ -134,42 +118,5 @@ def mass(queries: int, keys: int) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         q, k = torch.randn(queries, 128, 576, device="cuda").to(BF16), torch.randn(keys, 1, 576, device="cuda").to(BF16)
         return lambda: attention_mass(q, k, 576**-0.5, keys - queries)
-
-    return prepare
-
-
-def cast(rows: int, width: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        x = torch.randn(rows, width, device="cuda").to(BF16)
-        return lambda: quantize_e4m3(x)
-
-    return prepare
-
-
-def blocks(n: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        x, weight, groups = random_e4m3(n, n), random_e4m3(n, n), n // 128
-        x_scale, scale = torch.rand(n, groups, device="cuda"), torch.rand(groups, groups, device="cuda")
-        return lambda: block_matmul(x, x_scale, weight, scale)
-
-    return prepare
-
-
-def cublas(n: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        x, weight = random_e4m3(n, n), random_e4m3(n, n).T
-        ones = torch.ones(n, 1, device="cuda")
-        return lambda: torch._scaled_mm(x, weight, scale_a=ones, scale_b=ones.T, out_dtype=BF16, use_fast_accum=False)
-
-    return prepare
-
-
-def experts(rows: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        gate_up, down = random_e4m3(256, 4096, 7168), random_e4m3(256, 7168, 2048)
-        scales = (torch.rand(256, 32, 56, device="cuda") / 1e3, torch.rand(256, 56, 16, device="cuda") / 1e3)
-        x, weights = torch.randn(rows, 7168, device="cuda").to(BF16), torch.rand(rows, 8, device="cuda")
-        chosen = torch.rand(rows, 256, device="cuda").argsort(1)[:, :8].contiguous()
-        return lambda: expert_mlp(x, gate_up, down, chosen, weights, scales)
 
     return prepare

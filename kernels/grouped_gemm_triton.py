@@ -4,6 +4,8 @@ One kernel serves experts and single weights. Tiles are fixed and rows are padde
 row and its weight alone; nothing waits for the host, so a CUDA graph can hold it.
 """
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +13,29 @@ import triton.language as tl
 BLOCK_N = 128  # a weight block's rows: one scale a step
 BLOCK_K = {1: 128, 2: 64, 4: 32}  # by bytes of an element
 FEW_ROWS = 64  # rows a group up to which tiles have 64 rows; a row's sum is the same in both
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """An FP8 kernel and the mean number of rows a group up to which it gets tiles of 64 rows."""
+
+    kernel: str
+    few_rows: int = FEW_ROWS
+
+    @property
+    def gluon(self) -> bool:
+        return self.kernel == "hopper"
+
+
+DESIGNS = {
+    "loads": Design(kernel="loads"),  # the kernel below: pointers, any shape and device
+    "tma": Design(kernel="tma"),
+    "tma_wide": Design(kernel="tma_wide"),
+    "tma_wide_64": Design(kernel="tma_wide", few_rows=256),
+    "hopper": Design(kernel="hopper"),
+    "hopper_64": Design(kernel="hopper", few_rows=256),
+}
+DESIGN = "loads"
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_groups"])
@@ -58,19 +83,60 @@ def grouped_gemm_kernel(
 
 
 def block_matmul_triton(
-    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    dtype: torch.dtype,
+    design: str | None = None,
 ) -> torch.Tensor:
-    """As `kernels.fp8.block_matmul`, for checked arguments."""
+    """As `kernels.fp8.block_matmul`, for checked arguments; design: a key of `DESIGNS`, None is the one in use."""
     out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype, device=x.device)
-    _launch(x, weight, out, scales=(x_scale, weight_scale))
+    design = usable_design(design or DESIGN, x, weight, dtype)
+    block_m = 64 if x.shape[0] <= FEW_ROWS else 128
+    if design == "loads":
+        _launch(x, weight, out, (x_scale, weight_scale))
+    elif len(out):
+        _by_tma(design, x, weight, out, (x_scale, weight_scale), block_m, None)
     return out
+
+
+def usable_design(design: str, x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> str:
+    """The design itself where it can take these FP8 operands and this dtype of the result, else "loads"."""
+    if design not in DESIGNS:
+        raise ValueError(f"block_matmul: expected a design of {', '.join(DESIGNS)}, got {design!r}")
+    hopper = x.is_cuda and torch.cuda.get_device_capability(x.device) == (9, 0)
+    aligned = x.shape[-1] % 16 == 0 and x.data_ptr() % 16 == weight.data_ptr() % 16 == 0
+    by_gluon = DESIGNS[design].gluon
+    fits = hopper and triton.__version__.startswith("3.6.") and dtype != torch.float32 if by_gluon else True
+    here = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)  # TMA; the interpreter has it as well
+    return design if here and aligned and fits else "loads"
+
+
+def _by_tma(
+    design: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor],
+    block_m: int,
+    index: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+) -> None:
+    if DESIGNS[design].gluon:
+        from kernels.fp8_gemm_hopper import fp8_gemm_hopper
+
+        fp8_gemm_hopper(x, weight, out, scales, block_m, index)
+    else:
+        from kernels.fp8_gemm_triton import SHAPES, fp8_gemm_triton
+
+        fp8_gemm_triton(x, weight, out, scales, block_m, index, SHAPES[DESIGNS[design].kernel])
 
 
 class Groups:
     """Which rows go to which weight: sorted once, used by both products of an expert layer."""
 
-    def __init__(self, experts: torch.Tensor, num_groups: int) -> None:
-        """experts: [n, a] int64, the a groups of every row."""
+    def __init__(self, experts: torch.Tensor, num_groups: int, few_rows: int = FEW_ROWS) -> None:
+        """experts: [n, a] int64, the a groups of every row; few_rows: a group, on average, for tiles of 64 rows."""
         self.num_groups = num_groups
         self.sources_a_row = experts.shape[1]
         flat = experts.flatten()
@@ -79,7 +145,7 @@ class Groups:
         counts = torch.zeros(num_groups, dtype=torch.int64, device=flat.device)
         counts.scatter_add_(0, flat, torch.ones_like(flat))
         self.ends = counts.cumsum(0)
-        self.block_m = 64 if num <= FEW_ROWS * num_groups else 128
+        self.block_m = 64 if num <= few_rows * num_groups else 128
         tile_ends = ((counts + self.block_m - 1) // self.block_m).cumsum(0)
         tiles = torch.arange(triton.cdiv(num, self.block_m) + min(num_groups, num), device=flat.device)
         self.tile_group = torch.searchsorted(tile_ends, tiles, right=True)
@@ -95,12 +161,21 @@ class Groups:
         scales: tuple[torch.Tensor, torch.Tensor] | None = None,
         *,
         gather: bool,
+        design: str = "loads",
     ) -> torch.Tensor:
         """x [n, k] (gather) or sorted [n * a, k], weight [g, m, k] -> sorted [n * a, m].
 
-        scales, for FP8: of x, [rows of x, ceil(k / 128)], and of weight, [g, ceil(m / 128), ceil(k / 128)], float32.
+        scales, for FP8: of x, [rows of x, ceil(k / 128)], and of weight, [g, ceil(m / 128), ceil(k / 128)], float32;
+        design: for FP8, a usable one. By TMA rows are put in order first.
         """
         out = torch.empty(len(self.source), weight.shape[1], dtype=dtype, device=x.device)
+        if scales is not None and design != "loads":
+            if gather:
+                rows = self.source // self.sources_a_row
+                x = x.view(torch.uint8).index_select(0, rows).view(x.dtype)
+                scales = (scales[0].index_select(0, rows), scales[1])
+            _by_tma(design, x, weight, out, scales, self.block_m, (self.tile_group, self.tile_first, self.ends))
+            return out
         _launch(x, weight, out, scales=scales, groups=self, gather=gather)
         return out
 

@@ -1,11 +1,9 @@
-"""Scores, top-k, attention mass, FP8 and expert products on a GPU against their float32 references."""
+"""Scores, top-k and attention mass on a GPU against their float32 references."""
 
 import pytest
 import torch
 
 from kernels.attention_mass import attention_mass, attention_mass_reference
-from kernels.fp8 import block_matmul, block_matmul_reference, quantize_e4m3
-from kernels.grouped_gemm import expert_mlp
 from kernels.index_scores import index_scores, index_scores_reference
 from kernels.index_scores_paged import (
     PAGE,
@@ -15,7 +13,7 @@ from kernels.index_scores_paged import (
     write_index_pages,
 )
 from kernels.topk import topk, topk_mask, topk_reference
-from tests.gpu.kernel_errors import ROUNDED, SUMS, poison_memory, relative_error
+from tests.gpu.kernel_errors import SUMS, poison_memory, relative_error
 from tests.kernels.test_topk import KINDS, adversarial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -127,48 +125,3 @@ def test_attention_mass_matches_the_reference(s, t, h, g, d, dtype):
     actual = attention_mass(q, k, d**-0.5, positions)
     assert relative_error(actual, attention_mass_reference(q, k, d**-0.5, positions)) < 10 * SUMS[dtype]
     assert torch.equal(actual[:1], attention_mass(q[:1], k, d**-0.5, positions[:1]))
-
-
-@pytest.mark.parametrize("power_of_two", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_fp8_rounding_gives_the_bits_of_the_cpu(dtype, power_of_two):
-    x = (torch.randn(70, 3, 300) * torch.logspace(-6, 4, 70)[:, None, None]).to(dtype)
-    values, scales = quantize_e4m3(x, power_of_two=power_of_two)
-    on_gpu, gpu_scales = quantize_e4m3(x.cuda(), power_of_two=power_of_two)
-    assert torch.equal(gpu_scales.cpu(), scales)
-    assert torch.equal(on_gpu.cpu().view(torch.uint8), values.view(torch.uint8))
-
-
-@pytest.mark.parametrize("s, n, d", [(1, 576, 7168), (70, 130, 200), (300, 1024, 1536)])
-def test_block_matmul_matches_the_reference(s, n, d):
-    x, x_scale = quantize_e4m3(torch.randn(s, d, device="cuda"))
-    weight = torch.randn(n, d, device="cuda").to(E4M3)
-    scale = torch.rand(-(-n // 128), -(-d // 128), device="cuda") + 0.5
-    actual = block_matmul(x, x_scale, weight, scale)
-    assert relative_error(actual, block_matmul_reference(x, x_scale, weight, scale)) < ROUNDED[E4M3]
-    assert torch.equal(block_matmul(x[:1], x_scale[:1], weight, scale), actual[:1])
-
-
-@pytest.mark.parametrize("dtype", [BF16, torch.float32])
-@pytest.mark.parametrize("rows", [1, 37, 900])
-def test_expert_products_match_the_cpu(rows, dtype):
-    gate_up, down = torch.randn(6, 2 * 96, 128) / 11, torch.randn(6, 128, 96) / 10
-    x, weights = torch.randn(rows, 128), torch.rand(rows, 2)
-    experts = torch.stack([torch.randperm(6)[:2] for _ in range(rows)])
-    inputs = [x.to(dtype), gate_up.to(dtype), down.to(dtype), experts, weights]
-    actual = expert_mlp(*(value.cuda() for value in inputs))
-    assert relative_error(actual, expert_mlp(*(v.float() if v.is_floating_point() else v for v in inputs))) < 2e-2
-    one = expert_mlp(*(value.cuda() for value in (inputs[0][:1], *inputs[1:3], experts[:1], weights[:1])))
-    assert torch.equal(one, actual[:1])
-
-
-def test_fp8_experts_match_the_cpu():
-    gate_up, down = torch.randn(4, 256, 256).to(E4M3), torch.randn(4, 256, 128).to(E4M3)
-    scales = (torch.rand(4, 2, 2) / 100, torch.rand(4, 2, 1) / 100)
-    x, weights = torch.randn(50, 256).to(BF16), torch.rand(50, 2)
-    experts = torch.stack([torch.randperm(4)[:2] for _ in range(50)])
-    expected = expert_mlp(x.float(), gate_up, down, experts, weights, scales)
-    actual = expert_mlp(
-        *(value.cuda() for value in (x, gate_up, down, experts, weights)), tuple(scale.cuda() for scale in scales)
-    )
-    assert relative_error(actual, expected) < 3e-2  # the hidden values are rounded to FP8 twice differently

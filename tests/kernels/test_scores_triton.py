@@ -10,7 +10,7 @@ CONTEXT, CHUNK = 131_072, 4096
 MAX_STACK = 256  # bytes a thread may set aside outside of its loops: what ptxas could not keep in registers
 
 
-@pytest.mark.parametrize("name", ["index_scores", "topk", "attention_mass", "gemm"])
+@pytest.mark.parametrize("name", ["index_scores", "topk", "attention_mass"])
 def test_kernel_is_right_in_the_interpreter(name):
     run_interpreted(name)
 
@@ -100,36 +100,3 @@ class Idle:
 
     def __getitem__(self, grid):
         return lambda *args, **options: None
-
-
-@pytest.mark.parametrize("power_of_two", [True, False])
-def test_fp8_rounding_compiles(build, power_of_two):
-    from kernels import fp8_triton as module
-
-    x = empty(CHUNK, 7168, dtype=BF16)
-    build(module, "quantize_kernel", lambda: module.quantize_triton(x, 128, power_of_two, 1e-4, 448.0))
-
-
-@pytest.mark.parametrize("rows, n, d", [(CHUNK, 24576, 1536), (64, 576, 7168)])
-def test_block_matmul_multiplies_on_tensor_cores(build, rows, n, d):
-    from kernels import grouped_gemm_triton as module
-
-    x, weight = empty(rows, d, dtype=E4M3), empty(n, d, dtype=E4M3)
-    x_scale, scale = empty(rows, d // 128), empty(-(-n // 128), d // 128)
-    built = build(module, "grouped_gemm_kernel", lambda: module.block_matmul_triton(x, x_scale, weight, scale, BF16))
-    assert "wgmma" in built.ptx
-
-
-@pytest.mark.parametrize("dtype, rows", [(E4M3, CHUNK), (BF16, CHUNK), (E4M3, 32), (F32, 32)])
-def test_grouped_products_compile(build, dtype, rows):
-    from kernels import grouped_gemm_triton as module
-
-    x, weight, experts = (
-        empty(rows, 7168, dtype=dtype),
-        empty(256, 4096, 7168, dtype=dtype),
-        torch.zeros(rows, 8).long(),
-    )
-    scales = (empty(rows, 56), empty(256, 32, 56)) if dtype == E4M3 else None
-    groups = module.Groups(experts, 256)
-    built = build(module, "grouped_gemm_kernel", lambda: groups.matmul(x, weight, torch.bfloat16, scales, gather=True))
-    assert "wgmma" in built.ptx or dtype == F32

@@ -1,6 +1,10 @@
-"""Cases of `kernels/bench.py`: scores, top-k and attention mass at DeepSeek-V3.2's shapes."""
+"""Cases of `kernels/bench.py`: scores, top-k and attention mass at DeepSeek-V3.2's shapes.
+
+Decode's cases (top-k of few rows, paged scores) are replayed from CUDA graphs.
+"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -10,6 +14,7 @@ from kernels.index_scores import index_scores
 from kernels.index_scores_paged import PAGE, index_scores_paged, page_bytes
 from kernels.index_scores_triton import Tile, index_scores_triton
 from kernels.topk import topk
+from kernels.topk_triton import topk_triton
 
 TESTS = ("tests/gpu/test_selection.py",)
 HEADS, DIM, TOPK, QUERIES = 64, 128, 2048, 4096
@@ -54,9 +59,11 @@ def cases() -> Iterator[Case]:
                     kernel="index_scores", shape=f"{shape}, {name}", prepare=prefill(keys, E4M3, tile), flops=flops
                 )
     for keys, peer in MANY_ROWS_MS.items():
-        yield topk_case(QUERIES, keys, peer)
+        for name in (None, "fast", "fast_at_once", "row"):
+            yield topk_case(QUERIES, keys, peer, name)
     for (keys, rows), peer in FEW_ROWS_MS.items():
-        yield topk_case(rows, keys, peer)
+        for name in (None, "fast_at_once", "split"):
+            yield topk_case(rows, keys, peer, name)
     for (keys, batch), peer in PAGED_MS.items():
         yield Case(
             kernel="index_scores", shape=f"decode paged fp8, batch {batch}, {keys} keys", prepare=decode(batch, keys),
@@ -97,21 +104,39 @@ def decode(batch: int, keys: int) -> Callable[[], Callable[[], object]]:
         tables = torch.randperm(num_pages, device="cuda").view(batch, -1).to(torch.int32)
         q, w = torch.randn(batch, HEADS, DIM, device="cuda").to(E4M3), torch.randn(batch, HEADS, device="cuda")
         lengths = torch.full((batch,), keys, dtype=torch.int32, device="cuda")
-        return lambda: index_scores_paged(q, pages, w, tables, lengths, keys)
+        return replayed(lambda: index_scores_paged(q, pages, w, tables, lengths, keys))
 
     return prepare
 
 
-def topk_case(rows: int, keys: int, peer: float) -> Case:
+def topk_case(rows: int, keys: int, peer: float, design: str | None) -> Case:
     def prepare() -> Callable[[], object]:
         scores = torch.randn(rows, keys, device="cuda")
         visible = torch.arange(keys - rows + 1, keys + 1, dtype=torch.int32, device="cuda")
-        return lambda: topk(scores, TOPK, visible)
+        call = (lambda: topk(scores, TOPK, visible)) if design is None else partial(
+            topk_triton, scores, TOPK, visible, design
+        )  # fmt: skip
+        return call if rows == QUERIES else replayed(call)
 
     return Case(
-        kernel="topk", shape=f"{TOPK} of {keys}, {rows} rows", prepare=prepare, num_bytes=4.0 * rows * keys,
-        peer_ms={"best of vLLM and sgl-kernel": peer}, goal_ms=peer,
+        kernel="topk", shape=f"{TOPK} of {keys}, {rows} rows" + (f", {design}" if design else ""), prepare=prepare,
+        num_bytes=4.0 * rows * keys, peer_ms={"best of vLLM and sgl-kernel": peer}, goal_ms=peer,
     )  # fmt: skip
+
+
+def replayed(call: Callable[[], object]) -> Callable[[], object]:
+    """The call's kernels from a CUDA graph, as decode runs them: calls of microseconds wait for Python otherwise."""
+    call()  # compiled before it is recorded
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
 
 
 def mass(queries: int, keys: int) -> Callable[[], Callable[[], object]]:

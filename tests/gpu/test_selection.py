@@ -13,6 +13,8 @@ from kernels.index_scores_paged import (
     write_index_pages,
 )
 from kernels.topk import topk, topk_mask, topk_reference
+from kernels.topk_triton import DESIGNS as TOPK_DESIGNS
+from kernels.topk_triton import topk_triton
 from tests.gpu.kernel_errors import SUMS, poison_memory, relative_error
 from tests.kernels.test_topk import KINDS, adversarial
 
@@ -114,6 +116,31 @@ def test_topk_reads_rows_that_are_not_aligned():
     view = torch.nn.functional.pad(scores, (3, 2)).cuda()[:, 3:5006]
     assert torch.equal(topk(view, 100, visible.cuda()).cpu(), expected)
     assert torch.equal(topk(scores.cuda(), 100, visible.cuda()).cpu(), expected)
+
+
+@pytest.mark.parametrize("design", TOPK_DESIGNS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows, cols, k", [(1, 20_001, 2048), (7, 131_072, 2048), (300, 8193, 2048), (600, 3000, 100)])
+def test_every_design_of_topk_is_the_stable_sort(design, kind, rows, cols, k):
+    scores = adversarial(kind, rows, cols)
+    visible = torch.randint(0, cols + 1, (rows,), dtype=torch.int32)
+    visible[: rows // 2 + 1] = cols
+    expected = topk_reference(scores, k, visible)
+    for _ in range(2):
+        poison_memory(1 << 26)
+        assert torch.equal(topk_triton(scores.cuda(), k, visible.cuda(), design).cpu(), expected)
+
+
+@pytest.mark.parametrize("design", TOPK_DESIGNS)
+def test_every_design_of_topk_takes_sorted_rows_and_late_winners(design):
+    scores = torch.randn(4, 100_000)
+    scores[0] = scores[0].sort().values  # all winners at the end, in one or two parts
+    scores[1] = scores[1].sort(descending=True).values
+    scores[2, 70_000:71_000] += 10
+    visible = torch.tensor([100_000, 99_999, 100_000, 8193], dtype=torch.int32)
+    for k in (1, 100, 2048, 5000):
+        expected = topk_reference(scores, k, visible)
+        assert torch.equal(topk_triton(scores.cuda(), k, visible.cuda(), design).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])

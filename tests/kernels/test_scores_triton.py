@@ -56,14 +56,27 @@ def test_float32_index_scores_compile(build):
     build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, empty(CHUNK, dtype=I32)))
 
 
+@pytest.mark.parametrize("design", ["gather", "fast", "fast_at_once", "row", "split"])
 @pytest.mark.parametrize("rows, k", [(CHUNK, 2048), (64, 2048), (1, 16), (CHUNK, 128)])
-def test_topk_reads_whole_vectors(build, monkeypatch, rows, k):
+def test_topk_reads_whole_vectors(build, monkeypatch, rows, k, design):
     from kernels import topk_triton as module
 
     monkeypatch.setattr(module, "num_processors", lambda device: 132)
+    monkeypatch.setattr(module, "topk_parts_kernel", Idle())
     scores, visible = empty(rows, CONTEXT), empty(rows, dtype=I32)
-    built = build(module, "topk_kernel", lambda: module.topk_triton(scores, k, visible))
+    built = build(module, "topk_kernel", lambda: module.topk_triton(scores, k, visible, design))
     assert "ld.global.v4" in built.ptx
+    assert built.registers <= 64  # four programs of 256 threads, or one of 1,024, fill an SM
+
+
+def test_parts_of_rows_fit_twice_on_an_sm(build, monkeypatch):
+    from kernels import topk_triton as module
+
+    monkeypatch.setattr(module, "topk_kernel", Idle())
+    scores, visible = empty(8, CONTEXT), empty(8, dtype=I32)
+    built = build(module, "topk_parts_kernel", lambda: module.topk_triton(scores, 2048, visible, "split"))
+    assert "ld.global.v4" in built.ptx
+    assert built.registers <= 64
 
 
 @pytest.mark.parametrize("batch, heads, dim", [(64, 64, 128), (1, 32, 128), (8, 4, 64)])

@@ -12,7 +12,7 @@ from kernels.attention_mass import attention_mass
 from kernels.bench import Case
 from kernels.index_scores import index_scores
 from kernels.index_scores_paged import PAGE, index_scores_paged, page_bytes
-from kernels.index_scores_triton import Tile, index_scores_triton
+from kernels.index_scores_triton import DESIGN, DESIGNS, Tile, index_scores_triton
 from kernels.topk import topk
 from kernels.topk_triton import topk_triton
 
@@ -50,6 +50,12 @@ def cases() -> Iterator[Case]:
             kernel="index_scores", shape=shape, prepare=prefill(keys, E4M3), flops=flops,
             peer_ms={"DeepGEMM": peer}, goal_ms=peer,
         )  # fmt: skip
+        for name in DESIGNS:
+            if name != DESIGN:
+                yield Case(
+                    kernel="index_scores", shape=f"{shape}, {name}", prepare=prefill(keys, E4M3, design=name),
+                    flops=flops, peer_ms={"DeepGEMM": peer}, goal_ms=peer,
+                )  # fmt: skip
         if keys == 32768:
             yield Case(
                 kernel="index_scores", shape=shape.replace("fp8", "bf16"), prepare=prefill(keys, BF16), flops=flops
@@ -83,14 +89,16 @@ def random_e4m3(*shape: int) -> torch.Tensor:
     return low.add_(sign, alpha=128).view(E4M3)
 
 
-def prefill(keys: int, dtype: torch.dtype, tile: Tile | None = None) -> Callable[[], Callable[[], object]]:
+def prefill(
+    keys: int, dtype: torch.dtype, tile: Tile | None = None, design: str | None = None
+) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         q = torch.randn(QUERIES, HEADS, DIM, device="cuda").to(dtype)
         k, w = torch.randn(keys, DIM, device="cuda").to(dtype), torch.randn(QUERIES, HEADS, device="cuda")
         scale = torch.rand(keys, device="cuda") if dtype == E4M3 else None
-        if tile is None:
+        if tile is None and design is None:
             return lambda: index_scores(q, k, w, keys - QUERIES, scale)
-        return lambda: index_scores_triton(q, k, w, keys - QUERIES, scale, tile)
+        return lambda: index_scores_triton(q, k, w, keys - QUERIES, scale, tile, design)
 
     return prepare
 

@@ -12,6 +12,8 @@ from kernels.index_scores_paged import (
     page_bytes,
     write_index_pages,
 )
+from kernels.index_scores_triton import DESIGNS as SCORE_DESIGNS
+from kernels.index_scores_triton import index_scores_triton
 from kernels.topk import topk, topk_mask, topk_reference
 from kernels.topk_triton import DESIGNS as TOPK_DESIGNS
 from kernels.topk_triton import topk_triton
@@ -62,6 +64,25 @@ def test_an_index_score_has_the_same_bits_in_every_company(dtype):
         part = index_scores(q[rows], k[:keys], w[rows], 8744 + rows.start)
         assert torch.equal(part, whole[rows, :keys])
     assert torch.equal(index_scores(q, k, w, 8744), whole)
+
+
+@pytest.mark.parametrize("design", SCORE_DESIGNS)
+@pytest.mark.parametrize("s, t", [(1, 70), (7, 1025), (130, 4001), (33, 20_001)])
+def test_every_design_of_index_scores_matches_the_reference(design, s, t):
+    q, k, w = index_inputs(s, t, 64, 128, E4M3)
+    scale, positions = torch.rand(t, device="cuda"), torch.randint(-1, t + 100, (s,), device="cuda")
+    for start, k_scale in ((t - s, None), (t - s, scale), (positions, scale)):
+        actual = index_scores_triton(q, k, w, start, k_scale, design=design)
+        assert relative_error(actual, index_scores_reference(q, k, w, start, k_scale)) < SUMS[E4M3]
+
+
+@pytest.mark.parametrize("design", SCORE_DESIGNS)
+def test_a_score_has_the_same_bits_in_every_company_in_every_design(design):
+    q, k, w = index_inputs(256, 9000, 64, 128, E4M3)
+    whole = index_scores_triton(q, k, w, 8744, design=design)
+    for rows, keys in ((slice(1, 2), 8746), (slice(17, 90), 8834), (slice(0, 256), 9000)):
+        part = index_scores_triton(q[rows], k[:keys], w[rows], 8744 + rows.start, design=design)
+        assert torch.equal(part, whole[rows, :keys])
 
 
 @pytest.mark.parametrize("h, d", [(64, 128), (32, 128), (5, 64)])

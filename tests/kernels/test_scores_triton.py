@@ -26,8 +26,8 @@ def build(monkeypatch):
     pytest.importorskip("triton", reason="needs triton")
     from tests.kernels.hopper import SHARED_LIMIT, Build
 
-    def compiled(module, name, launch):
-        stand_in = Build(getattr(module, name))
+    def compiled(module, name, launch, **options):
+        stand_in = Build(getattr(module, name), **options)
         monkeypatch.setattr(module, name, stand_in)
         launch()
         assert stand_in.registers > 0
@@ -47,6 +47,36 @@ def test_index_scores_multiply_on_tensor_cores(build, dtype, heads, dim):
     built = build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, CONTEXT - CHUNK, scale))
     assert "wgmma" in built.ptx
     assert "cp.async" in built.ptx  # the next keys travel while these are multiplied
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_index_scores_load_keys_by_tma(build, positions):
+    from kernels import index_scores_triton as module
+
+    q, k, w = empty(CHUNK, 64, 128, dtype=E4M3), empty(CONTEXT, 128, dtype=E4M3), empty(CHUNK, 64)
+    start = empty(CHUNK, dtype=I32) if positions else CONTEXT - CHUNK
+    launch = lambda: module.index_scores_triton(q, k, w, start, empty(CONTEXT), design="tma")  # noqa: E731
+    built = build(module, "index_scores_tma_kernel", launch)
+    assert "wgmma" in built.ptx and "cp.async.bulk.tensor" in built.ptx
+    assert built.registers <= 160  # three programs of 128 threads an SM
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_the_gluon_index_scores_keep_everything_in_registers(build, positions):
+    pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from kernels import index_scores_hopper as module
+
+    if not module.triton.__version__.startswith(module.TESTED):
+        pytest.skip("written for another release of Gluon")
+    q, k, w = empty(CHUNK, 64, 128, dtype=E4M3), empty(CONTEXT, 128, dtype=E4M3), empty(CHUNK, 64)
+    start = empty(CHUNK, dtype=I32) if positions else CONTEXT - CHUNK
+    launch = lambda: module.index_scores_hopper(q, k, w, start, empty(CONTEXT), empty(CHUNK, CONTEXT))  # noqa: E731
+    built = build(module, "index_scores_hopper_kernel", launch, source=GluonASTSource)
+    assert "wgmma" in built.ptx and "cp.async.bulk.tensor" in built.ptx and "setmaxnreg" in built.ptx
+    assert built.registers == 128  # of every warp at launch: four groups of four warps fill an SM's registers
+    assert built.stack == 0
 
 
 def test_float32_index_scores_compile(build):

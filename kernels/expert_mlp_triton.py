@@ -73,14 +73,12 @@ def swiglu(both: torch.Tensor, dtype: torch.dtype, *, quantized: bool) -> tuple[
     return hidden, scales
 
 
-def combine(y: torch.Tensor, source: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def combine(y: torch.Tensor, place: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sorted rows y [s * a, d] times their weights [s, a], summed by row in ascending order of expert: [s, d] float32.
 
-    source: [s * a], which row * a + choice stands at each sorted place.
+    place: [s * a] int64, where each row's choices stand in y; places ascend with experts.
     """
     s, a = weights.shape
-    place = torch.empty_like(source)
-    place[source] = torch.arange(len(source), device=source.device)
     out = torch.empty(s, y.shape[1], dtype=torch.float32, device=y.device)
     combine_kernel[(s, triton.cdiv(y.shape[1], COMBINE_COLS))](
         y, place, weights, out, *weights.stride(),
@@ -106,7 +104,7 @@ def expert_mlp_triton(
         both = groups.matmul(x, gate_up, x.dtype, gather=True)
         hidden, _ = swiglu(both, x.dtype, quantized=False)
         y = groups.matmul(hidden, down, x.dtype, gather=False)
-        return combine(y, groups.source, weights)
+        return combine(y, groups.place, weights)
     values, x_scale = quantize_e4m3(x)
     first = usable_design(design or DESIGN, values, gate_up, x.dtype)
     groups = Groups(experts, gate_up.shape[0], DESIGNS[first].few_rows)
@@ -114,4 +112,4 @@ def expert_mlp_triton(
     hidden, hidden_scale = swiglu(both, x.dtype, quantized=True)
     second = usable_design(design or DESIGN, hidden, down, x.dtype)
     y = groups.matmul(hidden, down, x.dtype, (hidden_scale, scales[1]), gather=False, design=second)
-    return combine(y, groups.source, weights)
+    return combine(y, groups.place, weights)

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.group_rows_triton import MAX_CHOICES, group_rows
+
 BLOCK_N = 128  # a weight block's rows: one scale a step
 BLOCK_K = {1: 128, 2: 64, 4: 32}  # by bytes of an element
 FEW_ROWS = 64  # rows a group up to which tiles have 64 rows; a row's sum is the same in both
@@ -132,6 +134,24 @@ def _by_tma(
         fp8_gemm_triton(x, weight, out, scales, block_m, index, SHAPES[DESIGNS[design].kernel])
 
 
+def _sort_rows(
+    flat: torch.Tensor, num_groups: int, num_tiles: int, block_m: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `kernels.group_rows_triton.group_rows`, for any number of choices."""
+    source = flat.argsort(stable=True)
+    place = torch.empty_like(source)
+    place[source] = torch.arange(len(source), device=flat.device)
+    counts = torch.zeros(num_groups, dtype=torch.int64, device=flat.device)
+    counts.scatter_add_(0, flat, torch.ones_like(flat))
+    ends = counts.cumsum(0)
+    tile_ends = ((counts + block_m - 1) // block_m).cumsum(0)
+    tiles = torch.arange(num_tiles, device=flat.device)
+    tile_group = torch.searchsorted(tile_ends, tiles, right=True)
+    known = tile_group.clamp_max(num_groups - 1)
+    before = torch.cat((tile_ends.new_zeros(1), tile_ends))[known]
+    return source, place, ends, tile_group, (ends - counts)[known] + (tiles - before) * block_m
+
+
 class Groups:
     """Which rows go to which weight: sorted once, used by both products of an expert layer."""
 
@@ -140,18 +160,14 @@ class Groups:
         self.num_groups = num_groups
         self.sources_a_row = experts.shape[1]
         flat = experts.flatten()
-        self.source = flat.argsort(stable=True)  # sorted place -> row * a + choice
         num = flat.numel()
-        counts = torch.zeros(num_groups, dtype=torch.int64, device=flat.device)
-        counts.scatter_add_(0, flat, torch.ones_like(flat))
-        self.ends = counts.cumsum(0)
         self.block_m = 64 if num <= few_rows * num_groups else 128
-        tile_ends = ((counts + self.block_m - 1) // self.block_m).cumsum(0)
-        tiles = torch.arange(triton.cdiv(num, self.block_m) + min(num_groups, num), device=flat.device)
-        self.tile_group = torch.searchsorted(tile_ends, tiles, right=True)
-        known = self.tile_group.clamp_max(num_groups - 1)
-        before = torch.cat((tile_ends.new_zeros(1), tile_ends))[known]
-        self.tile_first = (self.ends - counts)[known] + (tiles - before) * self.block_m
+        num_tiles = triton.cdiv(num, self.block_m) + min(num_groups, num)  # no more can be needed
+        build = group_rows if num <= MAX_CHOICES else _sort_rows
+        # source: sorted place -> row * a + choice; place: the inverse; ends of groups; group and first row of each tile
+        self.source, self.place, self.ends, self.tile_group, self.tile_first = build(
+            flat, num_groups, num_tiles, self.block_m
+        )
 
     def matmul(
         self,

@@ -122,3 +122,18 @@ def test_a_graph_holds_the_experts_and_replays_them_for_other_rows():
     experts.copy_(torch.rand(40, 8, device="cuda").argsort(1)[:, :3])
     graph.replay()
     assert torch.equal(out, expert_mlp(x, gate_up, down, experts, weights, scales))
+
+
+@pytest.mark.parametrize("num, num_groups", [(1, 8), (8, 256), (512, 256), (4096, 256), (3000, 7)])
+def test_few_rows_are_grouped_as_a_stable_sort_groups_them(num, num_groups):
+    from kernels.group_rows_triton import group_rows
+    from kernels.grouped_gemm_triton import _sort_rows
+
+    flat = torch.randint(0, num_groups, (num,), device="cuda")
+    tiles = -(-num // 64) + min(num_groups, num)
+    source, place, ends, tile_group, tile_first = group_rows(flat, num_groups, tiles, 64)
+    expected = _sort_rows(flat, num_groups, tiles, 64)
+    assert torch.equal(source, expected[0]) and torch.equal(place, expected[1]) and torch.equal(ends, expected[2])
+    used = expected[3] < num_groups
+    assert torch.equal(tile_group[used], expected[3][used]) and torch.equal(tile_first[used], expected[4][used])
+    assert bool((tile_group[~used] >= num_groups).all())

@@ -6,7 +6,7 @@ import torch
 from tests.kernels.triton_runs import run_interpreted
 
 pytest.importorskip("triton", reason="Triton is not installed: the CPU paths do not need it")
-from kernels import expert_mlp_triton, fp8_gemm_triton, fp8_triton
+from kernels import expert_mlp_triton, fp8_gemm_triton, fp8_triton, group_rows_triton
 from kernels import grouped_gemm_triton as module
 from tests.kernels.hopper import SHARED_LIMIT, Build
 
@@ -129,6 +129,22 @@ def test_swiglu_and_the_sum_over_experts_compile(build):
     )
 
 
+def test_the_kernels_that_group_few_rows_compile(build, monkeypatch):
+    chosen = torch.zeros(512, dtype=torch.int64)
+    build(group_rows_triton, "rank_kernel", lambda: group_with(monkeypatch, "tiles_kernel", chosen))
+    monkeypatch.undo()
+    build(group_rows_triton, "tiles_kernel", lambda: group_with(monkeypatch, "rank_kernel", chosen))
+
+
+def group_with(monkeypatch, idle, chosen):
+    class Idle:
+        def __getitem__(self, grid):
+            return lambda *args, **options: None
+
+    monkeypatch.setattr(group_rows_triton, idle, Idle())
+    group_rows_triton.group_rows(chosen, EXPERTS, 264, 64)
+
+
 def block_inputs(rows, n, d):
     x, weight = empty(rows, d, dtype=E4M3), empty(n, d, dtype=E4M3)
     return x, weight, empty(rows, -(-d // 128)), empty(-(-n // 128), -(-d // 128))
@@ -137,4 +153,6 @@ def block_inputs(rows, n, d):
 def group_inputs(rows, n, d, dtype):
     x, weight = empty(rows, d, dtype=dtype), empty(EXPERTS, n, d, dtype=dtype)
     scales = (empty(rows, d // 128), empty(EXPERTS, n // 128, d // 128)) if dtype == E4M3 else None
-    return x, weight, scales, module.Groups(torch.zeros(rows, 8).long(), EXPERTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "group_rows", module._sort_rows)  # torch's, which needs no GPU
+        return x, weight, scales, module.Groups(torch.zeros(rows, 8).long(), EXPERTS)

@@ -6,8 +6,9 @@ import torch
 from kernels.expert_mlp_triton import combine, expert_mlp_triton, swiglu
 from kernels.fp8 import AMAX_FLOOR, E4M3_MAX, block_matmul_reference, dequantize_e4m3, quantize_e4m3
 from kernels.fp8_triton import quantize_triton
+from kernels.group_rows_triton import group_rows
 from kernels.grouped_gemm import expert_mlp_reference
-from kernels.grouped_gemm_triton import DESIGNS, Groups, block_matmul_triton
+from kernels.grouped_gemm_triton import DESIGNS, Groups, _sort_rows, block_matmul_triton
 
 PORTABLE = [name for name, design in DESIGNS.items() if not design.gluon]  # Gluon has no interpreter
 
@@ -84,7 +85,7 @@ def test_weighted_rows_are_summed_in_the_order_of_their_experts(rows, choices):
     expected = torch.zeros(rows, 40)
     for place, slot in enumerate(source.tolist()):
         expected[slot // choices] += y[place] * weights[slot // choices, slot % choices]
-    torch.testing.assert_close(combine(y, source, weights), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(combine(y, source.argsort(), weights), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_float32_experts_match_the_reference():
@@ -94,3 +95,17 @@ def test_float32_experts_match_the_reference():
     expected = expert_mlp_reference(x, gate_up, down, experts, weights)
     actual = expert_mlp_triton(x, gate_up, down, experts, weights, None)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_m", [64, 128])
+@pytest.mark.parametrize("num, num_groups", [(1, 1), (7, 5), (300, 3), (257, 256), (600, 20)])
+def test_few_rows_are_grouped_as_a_stable_sort_groups_them(num, num_groups, block_m):
+    flat = torch.randint(0, num_groups, (num,))
+    tiles = -(-num // block_m) + min(num_groups, num)
+    source, place, ends, tile_group, tile_first = group_rows(flat, num_groups, tiles, block_m)
+    expected = _sort_rows(flat, num_groups, tiles, block_m)
+    assert torch.equal(source, expected[0]) and torch.equal(place, expected[1]) and torch.equal(ends, expected[2])
+    used = expected[3] < num_groups
+    assert torch.equal(tile_group[used], expected[3][used])
+    assert torch.equal(tile_first[used], expected[4][used])
+    assert bool((tile_group[~used] >= num_groups).all())

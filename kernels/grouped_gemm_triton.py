@@ -14,6 +14,7 @@ from kernels.group_rows_triton import MAX_CHOICES, group_rows
 
 BLOCK_N = 128  # a weight block's rows: one scale a step
 BLOCK_K = {1: 128, 2: 64, 4: 32}  # by bytes of an element
+NARROW_PROGRAMS = 256  # about two an SM
 FEW_ROWS = 64  # rows a group up to which tiles have 64 rows; a row's sum is the same in both
 
 
@@ -23,6 +24,7 @@ class Design:
 
     kernel: str
     few_rows: int = FEW_ROWS
+    narrow: bool = False  # up to 64 rows of one weight: by pointers, in tiles narrow enough to keep every SM reading
 
     @property
     def gluon(self) -> bool:
@@ -31,11 +33,13 @@ class Design:
 
 DESIGNS = {
     "loads": Design(kernel="loads"),  # the kernel below: pointers, any shape and device
+    "loads_narrow": Design(kernel="loads", narrow=True),
     "tma": Design(kernel="tma"),
     "tma_wide": Design(kernel="tma_wide"),
     "tma_wide_64": Design(kernel="tma_wide", few_rows=256),
     "hopper": Design(kernel="hopper"),
     "hopper_64": Design(kernel="hopper", few_rows=256),
+    "hopper_narrow": Design(kernel="hopper", narrow=True),  # only if both kernels give a row the same bits
 }
 DESIGN = "loads"
 
@@ -65,10 +69,10 @@ def grouped_gemm_kernel(
     x_rows = x_ptr + source.to(tl.int64)[:, None] * K
     w_rows = w_ptr + (tl.cast(group, tl.int64) * N + near)[:, None] * K
     steps: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    blocks_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    if SCALED:
+    blocks_n: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
+    if SCALED:  # blocks of scales are as wide as a step is deep
         x_scale_ptr += source.to(tl.int64) * steps
-        w_scale_ptr += (tl.cast(group, tl.int64) * blocks_n + tl.program_id(0)) * steps
+        w_scale_ptr += (tl.cast(group, tl.int64) * blocks_n + tl.program_id(0) * BLOCK_N // BLOCK_K) * steps
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, steps):
         left = step * BLOCK_K + dims
@@ -96,8 +100,9 @@ def block_matmul_triton(
     out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype, device=x.device)
     design = usable_design(design or DESIGN, x, weight, dtype)
     block_m = 64 if x.shape[0] <= FEW_ROWS else 128
-    if design == "loads":
-        _launch(x, weight, out, (x_scale, weight_scale))
+    narrow = DESIGNS[design].narrow and block_m == 64
+    if narrow or DESIGNS[design].kernel == "loads":
+        _launch(x, weight, out, (x_scale, weight_scale), narrow=narrow)
     elif len(out):
         _by_tma(design, x, weight, out, (x_scale, weight_scale), block_m, None)
     return out
@@ -185,7 +190,7 @@ class Groups:
         design: for FP8, a usable one. By TMA rows are put in order first.
         """
         out = torch.empty(len(self.source), weight.shape[1], dtype=dtype, device=x.device)
-        if scales is not None and design != "loads":
+        if scales is not None and DESIGNS[design].kernel != "loads":
             if gather:
                 rows = self.source // self.sources_a_row
                 x = x.view(torch.uint8).index_select(0, rows).view(x.dtype)
@@ -204,12 +209,15 @@ def _launch(
     groups: Groups | None = None,
     *,
     gather: bool = False,
+    narrow: bool = False,
 ) -> None:
     num, (n, k) = out.shape[0], weight.shape[-2:]
     if num == 0:
         return
     block_m = groups.block_m if groups is not None else 64 if num <= FEW_ROWS else 128
     block_n = BLOCK_N if x.element_size() < 4 else 32
+    if narrow:
+        block_n = min(128, max(16, triton.next_power_of_2(triton.cdiv(n, NARROW_PROGRAMS))))
     tiles = len(groups.tile_group) if groups is not None else triton.cdiv(num, block_m)
     x_scale, w_scale = scales or (x, x)
     index = (groups.source, groups.tile_group, groups.tile_first, groups.ends) if groups is not None else (x,) * 4
@@ -218,5 +226,5 @@ def _launch(
         num, groups.num_groups if groups else 1, groups.sources_a_row if groups else 1,
         N=n, K=k, GROUPED=groups is not None, GATHERED=gather, SCALED=scales is not None,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=BLOCK_K[x.element_size()],
-        num_warps=8 if block_m == 128 else 4, num_stages=3,
+        num_warps=8 if block_m == 128 else 4, num_stages=6 if narrow else 3,
     )  # fmt: skip

@@ -47,10 +47,11 @@ def test_fp8_rounding_compiles(build, power_of_two):
     build(fp8_triton, "quantize_kernel", lambda: fp8_triton.quantize_triton(x, 128, power_of_two, 1e-4, 448.0))
 
 
-@pytest.mark.parametrize("rows, n, d", [(CHUNK, 24576, 1536), (64, 576, 7168)])
-def test_block_matmul_multiplies_on_tensor_cores(build, rows, n, d):
+@pytest.mark.parametrize("design", ["loads", "loads_narrow"])
+@pytest.mark.parametrize("rows, n, d", [(CHUNK, 24576, 1536), (64, 576, 7168), (64, 7168, 16384)])
+def test_block_matmul_multiplies_on_tensor_cores(build, design, rows, n, d):
     x, weight, x_scale, scale = block_inputs(rows, n, d)
-    launch = lambda: module.block_matmul_triton(x, x_scale, weight, scale, BF16, "loads")  # noqa: E731
+    launch = lambda: module.block_matmul_triton(x, x_scale, weight, scale, BF16, design)  # noqa: E731
     assert "wgmma" in build(module, "grouped_gemm_kernel", launch).ptx
 
 

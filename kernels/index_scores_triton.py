@@ -5,6 +5,7 @@ heads of its queries. A score depends on its query and key alone: tile and grid 
 """
 
 import dataclasses
+import functools
 
 import torch
 import triton
@@ -211,6 +212,7 @@ def empty_scores(s: int, t: int, device: torch.device) -> torch.Tensor:
     return torch.empty(s, triton.cdiv(t, ROW_ALIGNMENT) * ROW_ALIGNMENT, dtype=torch.float32, device=device)[:, :t]
 
 
+@functools.cache
 def num_processors(device: torch.device) -> int:
     """SMs of a GPU; elsewhere one, where the interpreter runs programs in turn."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

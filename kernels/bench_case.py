@@ -141,6 +141,28 @@ def time_call(call: Callable[[], object], rounds: int) -> list[float]:
     return [first.elapsed_time(last) for first, last in events]
 
 
+def graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """A CUDA graph of one call after three warm-up calls; returns its replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    # the graph knows addresses only: without this the inputs' memory would go to whoever asks next
+    replay.inputs = call  # type: ignore[attr-defined]
+
+    return replay
+
+
 def summary(times: list[float], flops: float | None, num_bytes: float | None) -> dict[str, float]:
     """Median, quartiles and extremes of times in ms, and the rates of the median."""
     low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3

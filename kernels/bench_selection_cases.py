@@ -1,17 +1,20 @@
-"""Cases of `dsa-eval bench kernels`: scores, top-k, attention mass, FP8 and expert products at V3.2's shapes."""
+"""Cases of `dsa-eval bench kernels`: scores, top-k and attention mass at DeepSeek-V3.2's shapes.
+
+Decode's cases (top-k of few rows, paged scores) are replayed from CUDA graphs.
+"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from kernels.attention_mass import attention_mass
-from kernels.bench_case import Case
-from kernels.fp8 import block_matmul, quantize_e4m3
-from kernels.grouped_gemm import expert_mlp
+from kernels.bench_case import Case, graphed
 from kernels.index_scores import index_scores
 from kernels.index_scores_paged import PAGE, index_scores_paged, page_bytes
-from kernels.index_scores_triton import Tile, index_scores_triton
+from kernels.index_scores_triton import DESIGN, DESIGNS, Tile, index_scores_triton
 from kernels.topk import topk
+from kernels.topk_triton import topk_triton
 
 TESTS = ("tests/gpu/test_selection.py",)
 HEADS, DIM, TOPK, QUERIES = 64, 128, 2048, 4096
@@ -52,6 +55,12 @@ def cases() -> Iterator[Case]:
             peer_ms={"DeepGEMM": peer}, bar_ms=flops / 950e9, goal_ms=peer, tests="index_score",
             panel=f"index_scores, {QUERIES:,} queries", series="fp8", context=keys,
         )  # fmt: skip
+        for name in DESIGNS:
+            if name != DESIGN:
+                yield Case(
+                    kernel="index_scores", shape=f"{shape}, {name}", prepare=prefill(keys, E4M3, design=name),
+                    flops=flops, fp8_flops=flops, peer_ms={"DeepGEMM": peer}, goal_ms=peer, tests="index_score",
+                )  # fmt: skip
         if keys == 32768:
             yield Case(
                 kernel="index_scores", shape=shape.replace("fp8", "bf16"), prepare=prefill(keys, BF16), flops=flops,
@@ -63,9 +72,11 @@ def cases() -> Iterator[Case]:
                     fp8_flops=flops, tests="index_score",
                 )  # fmt: skip
     for keys, peer in MANY_ROWS_MS.items():
-        yield topk_case(QUERIES, keys, peer)
+        for name in (None, "fast", "fast_at_once", "row"):
+            yield topk_case(QUERIES, keys, peer, name)
     for (keys, rows), peer in FEW_ROWS_MS.items():
-        yield topk_case(rows, keys, peer)
+        for name in (None, "fast_at_once", "split"):
+            yield topk_case(rows, keys, peer, name)
     for (keys, batch), peer in PAGED_MS.items():
         yield Case(
             kernel="index_scores", shape=f"decode paged fp8, batch {batch}, {keys} keys", prepare=decode(batch, keys),
@@ -82,27 +93,6 @@ def cases() -> Iterator[Case]:
             prepare=mass(queries, keys), flops=2 * 2.0 * queries * 128 * 576 * keys, num_bytes=2.0 * keys * 1152,
             tests="attention_mass",
         )  # fmt: skip
-    n = 8192
-    yield Case(
-        kernel="fp8", shape=f"cast [{n}, 7168] bf16", prepare=cast(n, 7168), num_bytes=n * 7168 * (3 + 4 / 128),
-        tests="fp8_rounding",
-    )  # fmt: skip
-    yield Case(
-        kernel="fp8", shape=f"block matmul {n} x {n} x {n}", prepare=blocks(n), flops=2.0 * n**3,
-        fp8_flops=2.0 * n**3, peer_ms={"cuBLAS rowwise": 0.774}, bar_ms=0.774 / 0.7, goal_ms=0.774 / 0.85,
-        tests="block_matmul",
-    )  # fmt: skip
-    yield Case(
-        kernel="fp8", shape=f"cuBLAS rowwise matmul {n} x {n} x {n}", prepare=cublas(n), flops=2.0 * n**3,
-        fp8_flops=2.0 * n**3, tests="block_matmul",
-    )  # fmt: skip
-    for rows in (64, 4096):
-        flops = 2.0 * rows * 8 * 3 * 7168 * 2048
-        read = 3.0 * 7168 * 2048 * min(256, rows * 8)
-        yield Case(
-            kernel="expert_mlp", shape=f"fp8, {rows} rows x 8 of 256 experts, 7168 x 2048", prepare=experts(rows),
-            flops=flops, fp8_flops=flops, num_bytes=read, tests="expert",
-        )  # fmt: skip
 
 
 def random_e4m3(*shape: int) -> torch.Tensor:
@@ -111,14 +101,16 @@ def random_e4m3(*shape: int) -> torch.Tensor:
     return low.add_(sign, alpha=128).view(E4M3)
 
 
-def prefill(keys: int, dtype: torch.dtype, tile: Tile | None = None) -> Callable[[], Callable[[], object]]:
+def prefill(
+    keys: int, dtype: torch.dtype, tile: Tile | None = None, design: str | None = None
+) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         q = torch.randn(QUERIES, HEADS, DIM, device="cuda").to(dtype)
         k, w = torch.randn(keys, DIM, device="cuda").to(dtype), torch.randn(QUERIES, HEADS, device="cuda")
         scale = torch.rand(keys, device="cuda") if dtype == E4M3 else None
-        if tile is None:
+        if tile is None and design is None:
             return lambda: index_scores(q, k, w, keys - QUERIES, scale)
-        return lambda: index_scores_triton(q, k, w, keys - QUERIES, scale, tile)
+        return lambda: index_scores_triton(q, k, w, keys - QUERIES, scale, tile, design)
 
     return prepare
 
@@ -132,21 +124,25 @@ def decode(batch: int, keys: int) -> Callable[[], Callable[[], object]]:
         tables = torch.randperm(num_pages, device="cuda").view(batch, -1).to(torch.int32)
         q, w = torch.randn(batch, HEADS, DIM, device="cuda").to(E4M3), torch.randn(batch, HEADS, device="cuda")
         lengths = torch.full((batch,), keys, dtype=torch.int32, device="cuda")
-        return lambda: index_scores_paged(q, pages, w, tables, lengths, keys)
+        return graphed(lambda: index_scores_paged(q, pages, w, tables, lengths, keys))
 
     return prepare
 
 
-def topk_case(rows: int, keys: int, peer: float) -> Case:
+def topk_case(rows: int, keys: int, peer: float, design: str | None) -> Case:
     def prepare() -> Callable[[], object]:
         scores = torch.randn(rows, keys, device="cuda")
         visible = torch.arange(keys - rows + 1, keys + 1, dtype=torch.int32, device="cuda")
-        return lambda: topk(scores, TOPK, visible)
+        call = (lambda: topk(scores, TOPK, visible)) if design is None else partial(
+            topk_triton, scores, TOPK, visible, design
+        )  # fmt: skip
+        return call if rows == QUERIES else graphed(call)
 
     return Case(
-        kernel="topk", shape=f"{TOPK} of {keys}, {rows} rows", prepare=prepare, num_bytes=4.0 * rows * keys,
-        peer_ms={"best of vLLM and sgl-kernel": peer}, bar_ms=TOPK_BARS.get((keys, rows)), goal_ms=peer, tests="topk",
-        panel=f"topk, {rows:,} rows" if rows in (1, 64, QUERIES) else "", series="float32", context=keys,
+        kernel="topk", shape=f"{TOPK} of {keys}, {rows} rows" + (f", {design}" if design else ""), prepare=prepare,
+        num_bytes=4.0 * rows * keys, peer_ms={"best of vLLM and sgl-kernel": peer}, goal_ms=peer, tests="topk",
+        bar_ms=None if design else TOPK_BARS.get((keys, rows)), context=keys, series="float32",
+        panel=f"topk, {rows:,} rows" if rows in (1, 64, QUERIES) and not design else "",
     )  # fmt: skip
 
 
@@ -154,42 +150,5 @@ def mass(queries: int, keys: int) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         q, k = torch.randn(queries, 128, 576, device="cuda").to(BF16), torch.randn(keys, 1, 576, device="cuda").to(BF16)
         return lambda: attention_mass(q, k, 576**-0.5, keys - queries)
-
-    return prepare
-
-
-def cast(rows: int, width: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        x = torch.randn(rows, width, device="cuda").to(BF16)
-        return lambda: quantize_e4m3(x)
-
-    return prepare
-
-
-def blocks(n: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        x, weight, groups = random_e4m3(n, n), random_e4m3(n, n), n // 128
-        x_scale, scale = torch.rand(n, groups, device="cuda"), torch.rand(groups, groups, device="cuda")
-        return lambda: block_matmul(x, x_scale, weight, scale)
-
-    return prepare
-
-
-def cublas(n: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        x, weight = random_e4m3(n, n), random_e4m3(n, n).T
-        ones = torch.ones(n, 1, device="cuda")
-        return lambda: torch._scaled_mm(x, weight, scale_a=ones, scale_b=ones.T, out_dtype=BF16, use_fast_accum=False)
-
-    return prepare
-
-
-def experts(rows: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
-        gate_up, down = random_e4m3(256, 4096, 7168), random_e4m3(256, 7168, 2048)
-        scales = (torch.rand(256, 32, 56, device="cuda") / 1e3, torch.rand(256, 56, 16, device="cuda") / 1e3)
-        x, weights = torch.randn(rows, 7168, device="cuda").to(BF16), torch.rand(rows, 8, device="cuda")
-        chosen = torch.rand(rows, 256, device="cuda").argsort(1)[:, :8].contiguous()
-        return lambda: expert_mlp(x, gate_up, down, chosen, weights, scales)
 
     return prepare

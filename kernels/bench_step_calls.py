@@ -156,25 +156,3 @@ def sparse_decode_step(
         return sparse_mla(q, cache, slots, V32, SCALE, decode=True, check_ids=False)
 
     return call
-
-
-def graphed(call: Call) -> Call:
-    """A CUDA graph of one call after three warm-up calls; returns its replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay() -> Any:
-        graph.replay()
-        return kept
-
-    # the graph knows addresses only: without this the inputs' memory would go to whoever asks next
-    replay.inputs = call  # type: ignore[attr-defined]
-
-    return replay

@@ -24,13 +24,12 @@ from kernels.bench_attention import (
     dense_prefill_step,
     visible_pairs,
 )
-from kernels.bench_case import Case
+from kernels.bench_case import Case, graphed
 from kernels.bench_step_calls import (
     FORM_QUERIES,
     INDEX_DIM,
     INDEX_HEADS,
     dense_prompt,
-    graphed,
     prompt_by_form,
     sparse_decode_step,
     sparse_prefill_step,

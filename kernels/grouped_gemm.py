@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.check import check_tensor
-from kernels.fp8 import GROUP, dequantize_blocks, quantize_e4m3, simulate_e4m3
+from kernels.fp8 import GROUP, dequantize_blocks, simulate_e4m3
 from kernels.switch import takes_kernels
 
 Scales = tuple[torch.Tensor, torch.Tensor]
@@ -50,7 +50,9 @@ def expert_mlp(
     """
     _check(x, gate_up, down, experts, weights, scales)
     if takes_kernels(x, gate_up, down):
-        return _expert_mlp_triton(x, gate_up, down, experts, weights, scales)
+        from kernels.expert_mlp_triton import expert_mlp_triton
+
+        return expert_mlp_triton(x, gate_up, down, experts, weights, scales)
     s, a = experts.shape
     out = torch.zeros(s, x.shape[1], dtype=torch.float32, device=x.device)
     order = experts.flatten().sort(stable=True)
@@ -72,42 +74,6 @@ def expert_mlp(
         hidden = (F.silu(gate) * up).to(x.dtype)
         y = F.linear(hidden if scales is None else simulate_e4m3(hidden.float()), second)[:count]
         out.index_add_(0, rows, y.float() * flat_weights[slots, None])
-    return out
-
-
-def _expert_mlp_triton(
-    x: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
-    experts: torch.Tensor,
-    weights: torch.Tensor,
-    scales: Scales | None,
-) -> torch.Tensor:
-    from kernels.grouped_gemm_triton import Groups
-
-    s, a = experts.shape
-    if s * a == 0:
-        return torch.zeros(s, x.shape[1], dtype=torch.float32, device=x.device)
-    groups = Groups(experts, gate_up.shape[0])
-    if scales is None:
-        both = groups.matmul(x, gate_up, x.dtype, gather=True)
-    else:
-        values, x_scale = quantize_e4m3(x)
-        both = groups.matmul(values, gate_up, x.dtype, (x_scale, scales[0]), gather=True)
-    gate, up = both.float().chunk(2, -1)
-    hidden = (F.silu(gate) * up).to(x.dtype)
-    if scales is None:
-        y = groups.matmul(hidden, down, x.dtype, gather=False)
-    else:
-        values, hidden_scale = quantize_e4m3(hidden)
-        y = groups.matmul(values, down, x.dtype, (hidden_scale, scales[1]), gather=False)
-    place = torch.empty_like(groups.source)
-    place[groups.source] = torch.arange(len(place), device=x.device)
-    ascending = experts.argsort(1)
-    places, factors = place.view(s, a).gather(1, ascending), weights.gather(1, ascending)
-    out = torch.zeros(s, x.shape[1], dtype=torch.float32, device=x.device)
-    for i in range(a):
-        out += y[places[:, i]].float() * factors[:, i, None]
     return out
 
 

@@ -6,6 +6,7 @@ a narrower bracket. The exact k-th score is found by bisection over the list. Ev
 not depend on the sample, the tile or the grid.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -13,6 +14,16 @@ import triton
 import triton.language as tl
 
 from kernels.index_scores_triton import num_processors
+from kernels.topk_passes_triton import (
+    MINUS_INF,
+    _choose,
+    _choose_at_once,
+    _choose_of_row,
+    _list_best,
+    _list_halves,
+    _pivot,
+    _places_of_parts,
+)
 
 NUM_GROUPS, GROUP = 512, 4  # the sample: strata of the row, and neighbours read in each
 SAMPLED_TRIES = 4  # guesses from the sample before the bracket is simply halved
@@ -20,131 +31,72 @@ MIN_LIST = 2048
 BUSY_ROWS = 256  # from here on four rows share an SM; below, a row gets a whole one
 WIDE = {"BLOCK": 8192, "num_warps": 32}
 NARROW = {"BLOCK": 2048, "num_warps": 8, "maxnreg": 64}
+SHARED = {"num_warps": 16, "maxnreg": 64}  # of a part: two on an SM
 NARROW_PROGRAMS = 4  # an SM's registers hold so many
-LEAST_KEY = tl.constexpr(-(2**31))
-MINUS_INF = tl.constexpr(-2139095041)  # the key of -inf
+ROW = 8192  # scores that a program can hold in registers
+PART = 8192  # scores of a part, where programs share a row
+SPLIT_ROWS = 128  # up to here programs share rows
+MAX_AT_ONCE = 8192  # entries of a list that is chosen from in registers
 
 
-@triton.jit
-def _keys(scores):
-    """float32 -> int32 in the same order: -0.0 as +0.0, NaN as -inf."""
-    bits = scores.to(tl.int32, bitcast=True)
-    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = tl.where(keys == -1, 0, keys)
-    return tl.where(scores != scores, MINUS_INF, keys)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """fast: a shorter gathering pass first; at_once: choose from a list in registers; row: rows of up to 8,192 scores
+    are not gathered at all; split: several programs gather a row if rows are few."""
+
+    fast: bool = False
+    at_once: bool = False
+    row: bool = False
+    split: bool = False
 
 
-@triton.jit
-def _pivot(row_ptr, num_keys, rank, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """A key that about rank to 17/16 rank of the sampled scores reach."""
-    groups = tl.arange(0, NUM_GROUPS)
-    stride = num_keys // (NUM_GROUPS * GROUP)  # in neighbours' groups, >= 1
-    jitter = ((groups.to(tl.uint32) * 0x9E3779B1) >> 8).to(tl.int32) % stride
-    cols = (groups * stride + jitter)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    keys = tl.reshape(_keys(tl.load(row_ptr + cols)), (NUM_GROUPS * GROUP,))
-    found = tl.full((), 0, tl.uint32)  # the largest key tried that rank samples reach, as an offset to the least key
-    step = tl.full((), 1 << 31, tl.uint32)
-    while step > 0:
-        tried = found + step
-        reached = tl.sum((keys >= (tried ^ 0x80000000).to(tl.int32, bitcast=True)).to(tl.int32), axis=0)
-        found = tl.where(reached >= rank, tried, found)
-        step = tl.where((reached >= rank) & (reached <= rank + rank // 16), 0, step >> 1)
-    return tl.maximum((found ^ 0x80000000).to(tl.int32, bitcast=True), MINUS_INF)
+DESIGNS = {
+    "gather": Design(),
+    "fast": Design(fast=True),
+    "fast_at_once": Design(fast=True, at_once=True),
+    "row": Design(fast=True, row=True),
+    "split": Design(fast=True, at_once=True, row=True, split=True),
+}
+DESIGN = "gather"
 
 
-@triton.jit
-def _between(low, high):
-    """The middle of two keys, rounded down, without overflow."""
-    return (low & high) + ((low ^ high) >> 1)
-
-
-@triton.jit
-def _store_pairs(list_ptr, slots, scores, ids, DIRECT: tl.constexpr):
-    """list[slot] = (score, id) wherever slot >= 0.
-
-    Direct: by an instruction of our own, as tl.store would bring everything into a layout for neighbouring addresses
-    first, through shared memory, though few entries are stored and none beside another.
-    """
-    bits = scores.to(tl.int32, bitcast=True)
-    if DIRECT:
-        base = list_ptr.to(tl.int64) + tl.zeros_like(slots).to(tl.int64)
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred kept; .reg .b64 address;
-            setp.ge.s32 kept, $2, 0;
-            mad.wide.s32 address, $2, 8, $1;
-            @kept st.global.v2.b32 [address], {$3, $4};
-            mov.b32 $0, $2;
-            }""",
-            "=r,l,r,r,r", [base, slots, bits, ids], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:
-        tl.store(list_ptr + slots * 2, bits, mask=slots >= 0)
-        tl.store(list_ptr + slots * 2 + 1, ids, mask=slots >= 0)
-
-
-@triton.jit
-def _gather(row_ptr, num_keys, pivot, k, list_ptr, BLOCK: tl.constexpr, LIST: tl.constexpr, DIRECT: tl.constexpr):
-    """List every score above the pivot and the first k equal to it, by ascending id: (number above, number equal)."""
-    threshold = (pivot ^ ((pivot >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    offsets = tl.arange(0, BLOCK)
-    above, equal = 0, 0
-    readable = (num_keys + 3) // 4 * 4  # whole vectors of 16 bytes: the wrapper sees to it that the row has them
-    ahead = tl.load(row_ptr + offsets, mask=offsets < readable, other=0.0)
-    for start in range(0, num_keys, BLOCK):
-        block = tl.where(ahead != ahead, float("-inf"), ahead)
-        ids = start + offsets
-        ahead = tl.load(row_ptr + ids + BLOCK, mask=ids + BLOCK < readable, other=0.0)
-        inside = ids < num_keys
-        more = (block > threshold) & inside
-        same = (block == threshold) & inside
-        # both counts in one scan: BLOCK < 2**15
-        marks = more.to(tl.int32) + (same.to(tl.int32) << 16)
-        ranks = tl.cumsum(marks, axis=0) - marks
-        equal_before = equal + (ranks >> 16)
-        kept = more | (same & (equal_before < k))
-        slots = above + (ranks & 0xFFFF) + tl.minimum(equal_before, k)
-        _store_pairs(list_ptr, tl.where(kept & (slots < LIST), slots, -1), block, ids, DIRECT)
-        total = tl.sum(marks, axis=0)
-        above += total & 0xFFFF
-        equal += total >> 16
-    return above, equal
-
-
-@triton.jit
-def _choose(list_ptr, size, low, k, out_ptr, LIST: tl.constexpr, CHUNK: tl.constexpr):
-    """Write the ids of the exact k best of the list, ties to the first; low: a key that at least k of them reach."""
-    slots = tl.arange(0, LIST)
-    # what is behind the list is below every key that is tried
-    scores = tl.load(list_ptr + slots * 2, mask=slots < size, other=0).to(tl.float32, bitcast=True)
-    keys = tl.where(slots < size, _keys(scores), LEAST_KEY)
-    high = tl.max(keys, axis=0)
-    while low < high:
-        tried = _between(low, high) + 1
-        reached = tl.sum((keys >= tried).to(tl.int32), axis=0)
-        low = tl.where(reached >= k, tried, low)
-        high = tl.where(reached == k, tried, tl.where(reached > k, high, tried - 1))
-    room = k - tl.sum((keys > low).to(tl.int32), axis=0)
-    place = 0
-    for start in range(0, size, CHUNK):
-        spots = start + tl.arange(0, CHUNK)
-        inside = spots < size
-        near = _keys(tl.load(list_ptr + spots * 2, mask=inside, other=0).to(tl.float32, bitcast=True))
-        ids = tl.load(list_ptr + spots * 2 + 1, mask=inside, other=0)
-        more = (near > low) & inside
-        same = (near == low) & inside
-        same = same & (tl.cumsum(same.to(tl.int32), axis=0) <= room)
-        chosen = (more | same).to(tl.int32)
-        tl.store(out_ptr + place + tl.cumsum(chosen, axis=0) - 1, ids, mask=chosen > 0)
-        place += tl.sum(chosen, axis=0)
-        room -= tl.sum(same.to(tl.int32), axis=0)
+@triton.jit(do_not_specialize=["num_keys", "k", "target"])
+def topk_parts_kernel(
+    scores_ptr, visible_ptr, lists_ptr, counts_ptr, pivots_ptr, num_keys, k, target, row_stride,
+    LIST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, ROW: tl.constexpr,
+    NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, DIRECT: tl.constexpr,
+):  # fmt: skip
+    # one program: what reaches the row's sampled pivot in one part of it
+    row = tl.program_id(0)
+    part = tl.program_id(1)
+    visible = tl.minimum(tl.maximum(tl.load(visible_ptr + row).to(tl.int32), 0), num_keys)
+    first = part * PART
+    if (visible > ROW) & (visible > k) & (first < visible):
+        row_ptr = scores_ptr + tl.cast(row, tl.int64) * row_stride
+        here = tl.minimum(visible - first, PART)
+        offsets = tl.arange(0, PART // 2)
+        readable = (here + 3) // 4 * 4
+        near = tl.load(row_ptr + first + offsets, mask=offsets < readable, other=0.0)
+        far = tl.load(row_ptr + first + PART // 2 + offsets, mask=PART // 2 + offsets < readable, other=0.0)
+        rank = tl.maximum(NUM_GROUPS * GROUP * target // visible, 1)
+        pivot = _pivot(row_ptr, visible, rank, NUM_GROUPS, GROUP)  # the same in every part
+        threshold = (pivot ^ ((pivot >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        keep_near = (near >= threshold) & (offsets < here)
+        keep_far = (far >= threshold) & (PART // 2 + offsets < here)
+        list_ptr = lists_ptr + tl.cast(row * PARTS + part, tl.int64) * (2 * LIST)
+        found = _list_halves(list_ptr, keep_near, keep_far, near, far, first + offsets, 0, PART // 2, LIST, DIRECT)
+        tl.store(counts_ptr + row * PARTS + part, found)
+        if part == 0:
+            tl.store(pivots_ptr + row, pivot)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_keys", "k", "target"])
 def topk_kernel(
-    scores_ptr, visible_ptr, lists_ptr, out_ptr, num_rows, num_keys, k, target, row_stride,
+    scores_ptr, visible_ptr, lists_ptr, parts_ptr, counts_ptr, pivots_ptr, out_ptr,
+    num_rows, num_keys, k, target, row_stride,
     LIST: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, TRIES: tl.constexpr, DIRECT: tl.constexpr,
+    FAST: tl.constexpr, ROW: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     # one program goes from row to row and keeps its list in scratch memory of its own, which stays in L2
     for row in tl.range(tl.program_id(0), num_rows, tl.num_programs(0), disable_licm=True):
@@ -158,49 +110,67 @@ def topk_kernel(
                 slots = start + tl.arange(0, CHUNK)
                 tl.store(row_out + slots, tl.where(slots < visible, slots, -1), mask=slots < k)
         else:
-            low = tl.full((), MINUS_INF, tl.int32)  # the k-th key is in low..high
-            high = tl.full((), 2**31 - 1, tl.int32)
-            pivot, size, tries = low, 0, 0
-            rank = tl.maximum(NUM_GROUPS * GROUP * target // visible, 1)
-            while size == 0:
-                if visible > LIST:
-                    pivot = _between(low, high)
-                    if tries < TRIES:
-                        guess = _pivot(row_ptr, visible, rank, NUM_GROUPS, GROUP)
-                        pivot = tl.minimum(tl.maximum(guess, low), high)
-                above, equal = _gather(row_ptr, visible, pivot, k, list_ptr, BLOCK, LIST, DIRECT)
-                listed = above + tl.minimum(equal, k)
-                too_few = above + equal < k
-                fits = (listed <= LIST) & (above + equal >= k)
-                size = tl.where(fits, listed, 0)
-                high = tl.where(too_few, pivot - 1, high)
-                low = tl.where(too_few | fits, low, pivot + 1)
-                rank = tl.where(too_few, rank * 2, tl.maximum(rank // 2, 1))
-                tries += 1
-            tl.debug_barrier()  # the list is written by other threads than those that read it
-            _choose(list_ptr, size, pivot, k, row_out, LIST, CHUNK)
+            whole = visible <= ROW
+            if ROW > 0:  # noqa: SIM102 -- a constant: the rest is not compiled at all
+                if whole:
+                    _choose_of_row(row_ptr, visible, k, row_out, ROW, DIRECT)
+            if not whole:
+                pivot, found = tl.full((), MINUS_INF, tl.int32), 0
+                places = tl.arange(0, LIST)
+                if PARTS > 0:
+                    places, found = _places_of_parts(counts_ptr + row * PARTS, visible, LIST, PART, PARTS)
+                    pivot = tl.load(pivots_ptr + row)
+                done = (pivot > MINUS_INF) & (found >= k) & (found <= LIST)
+                if PARTS > 0:  # noqa: SIM102 -- likewise
+                    if done:
+                        row_parts = parts_ptr + tl.cast(row, tl.int64) * (2 * PARTS * LIST)
+                        _choose_at_once(row_parts, places, found, pivot, k, row_out, LIST, DIRECT)
+                if not done:
+                    pivot, size = _list_best(
+                        row_ptr, visible, k, target, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, TRIES, FAST, DIRECT
+                    )
+                    tl.debug_barrier()  # the list is written by other threads than those that read it
+                    if AT_ONCE:
+                        _choose_at_once(list_ptr, tl.arange(0, LIST), size, pivot, k, row_out, LIST, DIRECT)
+                    else:
+                        _choose(list_ptr, size, pivot, k, row_out, LIST, CHUNK)
             tl.debug_barrier()  # and read before the next row writes it
 
 
-def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tensor:
-    """As `kernels.topk.topk`, for checked arguments. Scratch: 8 bytes for each of max(2048, 2k) entries a program.
+def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str | None = None) -> torch.Tensor:
+    """As `kernels.topk.topk`, for checked arguments; design: a key of `DESIGNS`, None is the one in use.
 
-    Rows that do not start at multiples of 16 bytes, or that end with the storage, are copied first.
+    Scratch: 8 bytes for each of max(2048, 2k) entries a program, or a part. Rows that do not start at multiples of 16
+    bytes, or that end with the storage, are copied first.
     """
     s, t = scores.shape
     out = torch.empty(s, k, dtype=torch.int32, device=scores.device)
     if s == 0:
         return out
     scores = _whole_vectors(scores)
+    plan = DESIGNS[design or DESIGN]
     length = max(MIN_LIST, triton.next_power_of_2(2 * k))
     wide = s < BUSY_ROWS
     programs = s if wide else min(s, NARROW_PROGRAMS * num_processors(scores.device))
-    lists = torch.empty(programs, length, 2, dtype=torch.int32, device=scores.device)
+    row = ROW if plan.row and k < ROW else 0
+    split = plan.split and s <= SPLIT_ROWS and t > max(row, length)
+    parts = triton.next_power_of_2(triton.cdiv(t, PART)) if split else 0
+    # one allocation: lists of programs, lists of parts, counts of parts, pivots of rows
+    sizes = [programs * length * 2, s * parts * length * 2, s * parts, s]
+    lists, of_parts, counts, pivots = torch.empty(sum(sizes), dtype=torch.int32, device=scores.device).split(sizes)
+    target = math.isqrt(k * length)
+    sample = {"NUM_GROUPS": min(NUM_GROUPS, length // GROUP), "GROUP": GROUP}
+    direct = scores.device.type != "cpu"  # the interpreter knows no PTX
+    if parts:
+        topk_parts_kernel[(s, triton.cdiv(t, PART))](
+            scores, visible, of_parts, counts, pivots, t, k, target, scores.stride(0),
+            LIST=length, PART=PART, PARTS=parts, ROW=row, DIRECT=direct, **sample, **SHARED,
+        )  # fmt: skip
     topk_kernel[(programs,)](
-        scores, visible, lists, out, s, t, k, math.isqrt(k * length), scores.stride(0),
-        LIST=length, CHUNK=1024, NUM_GROUPS=min(NUM_GROUPS, length // GROUP), GROUP=GROUP, TRIES=SAMPLED_TRIES,
-        DIRECT=scores.device.type != "cpu",  # the interpreter knows no PTX
-        **(WIDE if wide else NARROW),
+        scores, visible, lists, of_parts, counts, pivots, out, s, t, k, target, scores.stride(0),
+        LIST=length, CHUNK=1024, TRIES=SAMPLED_TRIES, DIRECT=direct,
+        FAST=plan.fast, ROW=row, PART=PART, PARTS=parts, AT_ONCE=plan.at_once and length <= MAX_AT_ONCE,
+        **sample, **(WIDE if wide else NARROW),
     )  # fmt: skip
     return out
 

@@ -1,11 +1,9 @@
-"""Scores, top-k, attention mass, FP8 and expert products on a GPU against their float32 references."""
+"""Scores, top-k and attention mass on a GPU against their float32 references."""
 
 import pytest
 import torch
 
 from kernels.attention_mass import attention_mass, attention_mass_reference
-from kernels.fp8 import block_matmul, block_matmul_reference, quantize_e4m3
-from kernels.grouped_gemm import expert_mlp
 from kernels.index_scores import index_scores, index_scores_reference
 from kernels.index_scores_paged import (
     PAGE,
@@ -14,8 +12,12 @@ from kernels.index_scores_paged import (
     page_bytes,
     write_index_pages,
 )
+from kernels.index_scores_triton import DESIGNS as SCORE_DESIGNS
+from kernels.index_scores_triton import index_scores_triton
 from kernels.topk import topk, topk_mask, topk_reference
-from tests.gpu.kernel_errors import ROUNDED, SUMS, poison_memory, relative_error
+from kernels.topk_triton import DESIGNS as TOPK_DESIGNS
+from kernels.topk_triton import topk_triton
+from tests.gpu.kernel_errors import SUMS, poison_memory, relative_error
 from tests.kernels.test_topk import KINDS, adversarial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -62,6 +64,25 @@ def test_an_index_score_has_the_same_bits_in_every_company(dtype):
         part = index_scores(q[rows], k[:keys], w[rows], 8744 + rows.start)
         assert torch.equal(part, whole[rows, :keys])
     assert torch.equal(index_scores(q, k, w, 8744), whole)
+
+
+@pytest.mark.parametrize("design", SCORE_DESIGNS)
+@pytest.mark.parametrize("s, t", [(1, 70), (7, 1025), (130, 4001), (33, 20_001)])
+def test_every_design_of_index_scores_matches_the_reference(design, s, t):
+    q, k, w = index_inputs(s, t, 64, 128, E4M3)
+    scale, positions = torch.rand(t, device="cuda"), torch.randint(-1, t + 100, (s,), device="cuda")
+    for start, k_scale in ((t - s, None), (t - s, scale), (positions, scale)):
+        actual = index_scores_triton(q, k, w, start, k_scale, design=design)
+        assert relative_error(actual, index_scores_reference(q, k, w, start, k_scale)) < SUMS[E4M3]
+
+
+@pytest.mark.parametrize("design", SCORE_DESIGNS)
+def test_a_score_has_the_same_bits_in_every_company_in_every_design(design):
+    q, k, w = index_inputs(256, 9000, 64, 128, E4M3)
+    whole = index_scores_triton(q, k, w, 8744, design=design)
+    for rows, keys in ((slice(1, 2), 8746), (slice(17, 90), 8834), (slice(0, 256), 9000)):
+        part = index_scores_triton(q[rows], k[:keys], w[rows], 8744 + rows.start, design=design)
+        assert torch.equal(part, whole[rows, :keys])
 
 
 @pytest.mark.parametrize("h, d", [(64, 128), (32, 128), (5, 64)])
@@ -118,6 +139,31 @@ def test_topk_reads_rows_that_are_not_aligned():
     assert torch.equal(topk(scores.cuda(), 100, visible.cuda()).cpu(), expected)
 
 
+@pytest.mark.parametrize("design", TOPK_DESIGNS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows, cols, k", [(1, 20_001, 2048), (7, 131_072, 2048), (300, 8193, 2048), (600, 3000, 100)])
+def test_every_design_of_topk_is_the_stable_sort(design, kind, rows, cols, k):
+    scores = adversarial(kind, rows, cols)
+    visible = torch.randint(0, cols + 1, (rows,), dtype=torch.int32)
+    visible[: rows // 2 + 1] = cols
+    expected = topk_reference(scores, k, visible)
+    for _ in range(2):
+        poison_memory(1 << 26)
+        assert torch.equal(topk_triton(scores.cuda(), k, visible.cuda(), design).cpu(), expected)
+
+
+@pytest.mark.parametrize("design", TOPK_DESIGNS)
+def test_every_design_of_topk_takes_sorted_rows_and_late_winners(design):
+    scores = torch.randn(4, 100_000)
+    scores[0] = scores[0].sort().values  # all winners at the end, in one or two parts
+    scores[1] = scores[1].sort(descending=True).values
+    scores[2, 70_000:71_000] += 10
+    visible = torch.tensor([100_000, 99_999, 100_000, 8193], dtype=torch.int32)
+    for k in (1, 100, 2048, 5000):
+        expected = topk_reference(scores, k, visible)
+        assert torch.equal(topk_triton(scores.cuda(), k, visible.cuda(), design).cpu(), expected)
+
+
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
 @pytest.mark.parametrize("s, t, h, g, d", [(1, 1, 16, 1, 32), (5, 777, 128, 1, 576), (33, 9001, 9, 3, 64)])
 def test_attention_mass_matches_the_reference(s, t, h, g, d, dtype):
@@ -127,48 +173,3 @@ def test_attention_mass_matches_the_reference(s, t, h, g, d, dtype):
     actual = attention_mass(q, k, d**-0.5, positions)
     assert relative_error(actual, attention_mass_reference(q, k, d**-0.5, positions)) < 10 * SUMS[dtype]
     assert torch.equal(actual[:1], attention_mass(q[:1], k, d**-0.5, positions[:1]))
-
-
-@pytest.mark.parametrize("power_of_two", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_fp8_rounding_gives_the_bits_of_the_cpu(dtype, power_of_two):
-    x = (torch.randn(70, 3, 300) * torch.logspace(-6, 4, 70)[:, None, None]).to(dtype)
-    values, scales = quantize_e4m3(x, power_of_two=power_of_two)
-    on_gpu, gpu_scales = quantize_e4m3(x.cuda(), power_of_two=power_of_two)
-    assert torch.equal(gpu_scales.cpu(), scales)
-    assert torch.equal(on_gpu.cpu().view(torch.uint8), values.view(torch.uint8))
-
-
-@pytest.mark.parametrize("s, n, d", [(1, 576, 7168), (70, 130, 200), (300, 1024, 1536)])
-def test_block_matmul_matches_the_reference(s, n, d):
-    x, x_scale = quantize_e4m3(torch.randn(s, d, device="cuda"))
-    weight = torch.randn(n, d, device="cuda").to(E4M3)
-    scale = torch.rand(-(-n // 128), -(-d // 128), device="cuda") + 0.5
-    actual = block_matmul(x, x_scale, weight, scale)
-    assert relative_error(actual, block_matmul_reference(x, x_scale, weight, scale)) < ROUNDED[E4M3]
-    assert torch.equal(block_matmul(x[:1], x_scale[:1], weight, scale), actual[:1])
-
-
-@pytest.mark.parametrize("dtype", [BF16, torch.float32])
-@pytest.mark.parametrize("rows", [1, 37, 900])
-def test_expert_products_match_the_cpu(rows, dtype):
-    gate_up, down = torch.randn(6, 2 * 96, 128) / 11, torch.randn(6, 128, 96) / 10
-    x, weights = torch.randn(rows, 128), torch.rand(rows, 2)
-    experts = torch.stack([torch.randperm(6)[:2] for _ in range(rows)])
-    inputs = [x.to(dtype), gate_up.to(dtype), down.to(dtype), experts, weights]
-    actual = expert_mlp(*(value.cuda() for value in inputs))
-    assert relative_error(actual, expert_mlp(*(v.float() if v.is_floating_point() else v for v in inputs))) < 2e-2
-    one = expert_mlp(*(value.cuda() for value in (inputs[0][:1], *inputs[1:3], experts[:1], weights[:1])))
-    assert torch.equal(one, actual[:1])
-
-
-def test_fp8_experts_match_the_cpu():
-    gate_up, down = torch.randn(4, 256, 256).to(E4M3), torch.randn(4, 256, 128).to(E4M3)
-    scales = (torch.rand(4, 2, 2) / 100, torch.rand(4, 2, 1) / 100)
-    x, weights = torch.randn(50, 256).to(BF16), torch.rand(50, 2)
-    experts = torch.stack([torch.randperm(4)[:2] for _ in range(50)])
-    expected = expert_mlp(x.float(), gate_up, down, experts, weights, scales)
-    actual = expert_mlp(
-        *(value.cuda() for value in (x, gate_up, down, experts, weights)), tuple(scale.cuda() for scale in scales)
-    )
-    assert relative_error(actual, expected) < 3e-2  # the hidden values are rounded to FP8 twice differently

@@ -56,6 +56,9 @@ class Build:
                 signature[name] = "i32"
                 if value % 16 == 0:
                     attrs[(i,)] = [["tt.divisibility", 16]]
+            elif hasattr(value, "block_shape"):  # a TMA descriptor made on the host; Gluon's names a layout as well
+                layout = f",{value.layout!r}" if hasattr(value, "layout") else ""
+                signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}{layout}>"
             else:
                 signature[name] = "fp32"
         source = self.source(self.kernel, signature=signature, constexprs=constants, attrs=attrs)
@@ -84,6 +87,6 @@ class Build:
 
     def spills_in_loop(self):
         """Whether registers move to or from the stack between the first and the last matrix product."""
-        steps = re.findall(r"\b(HGMMA|LDL|STL)\b", self._tool("nvdisasm", "-c"))
-        products = [i for i, step in enumerate(steps) if step == "HGMMA"]
+        steps = re.findall(r"\b([HQ]GMMA|LDL|STL)\b", self._tool("nvdisasm", "-c"))
+        products = [i for i, step in enumerate(steps) if step.endswith("GMMA")]
         return products[-1] - products[0] + 1 > len(products)

@@ -10,7 +10,7 @@ CONTEXT, CHUNK = 131_072, 4096
 MAX_STACK = 256  # bytes a thread may set aside outside of its loops: what ptxas could not keep in registers
 
 
-@pytest.mark.parametrize("name", ["index_scores", "topk", "attention_mass", "gemm"])
+@pytest.mark.parametrize("name", ["index_scores", "topk", "attention_mass"])
 def test_kernel_is_right_in_the_interpreter(name):
     run_interpreted(name)
 
@@ -26,8 +26,8 @@ def build(monkeypatch):
     pytest.importorskip("triton", reason="needs triton")
     from tests.kernels.hopper import SHARED_LIMIT, Build
 
-    def compiled(module, name, launch):
-        stand_in = Build(getattr(module, name))
+    def compiled(module, name, launch, **options):
+        stand_in = Build(getattr(module, name), **options)
         monkeypatch.setattr(module, name, stand_in)
         launch()
         assert stand_in.registers > 0
@@ -49,6 +49,36 @@ def test_index_scores_multiply_on_tensor_cores(build, dtype, heads, dim):
     assert "cp.async" in built.ptx  # the next keys travel while these are multiplied
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_index_scores_load_keys_by_tma(build, positions):
+    from kernels import index_scores_triton as module
+
+    q, k, w = empty(CHUNK, 64, 128, dtype=E4M3), empty(CONTEXT, 128, dtype=E4M3), empty(CHUNK, 64)
+    start = empty(CHUNK, dtype=I32) if positions else CONTEXT - CHUNK
+    launch = lambda: module.index_scores_triton(q, k, w, start, empty(CONTEXT), design="tma")  # noqa: E731
+    built = build(module, "index_scores_tma_kernel", launch)
+    assert "wgmma" in built.ptx and "cp.async.bulk.tensor" in built.ptx
+    assert built.registers <= 160 or not built.pinned  # three programs of 128 threads an SM
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_the_gluon_index_scores_keep_everything_in_registers(build, positions):
+    pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from kernels import index_scores_hopper as module
+
+    if not module.triton.__version__.startswith(module.TESTED):
+        pytest.skip("written for another release of Gluon")
+    q, k, w = empty(CHUNK, 64, 128, dtype=E4M3), empty(CONTEXT, 128, dtype=E4M3), empty(CHUNK, 64)
+    start = empty(CHUNK, dtype=I32) if positions else CONTEXT - CHUNK
+    launch = lambda: module.index_scores_hopper(q, k, w, start, empty(CONTEXT), empty(CHUNK, CONTEXT))  # noqa: E731
+    built = build(module, "index_scores_hopper_kernel", launch, source=GluonASTSource)
+    assert "wgmma" in built.ptx and "cp.async.bulk.tensor" in built.ptx and "setmaxnreg" in built.ptx
+    assert built.registers == 128  # of every warp at launch: four groups of four warps fill an SM's registers
+    assert built.stack == 0
+
+
 def test_float32_index_scores_compile(build):
     from kernels import index_scores_triton as module
 
@@ -56,14 +86,27 @@ def test_float32_index_scores_compile(build):
     build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, empty(CHUNK, dtype=I32)))
 
 
+@pytest.mark.parametrize("design", ["gather", "fast", "fast_at_once", "row", "split"])
 @pytest.mark.parametrize("rows, k", [(CHUNK, 2048), (64, 2048), (1, 16), (CHUNK, 128)])
-def test_topk_reads_whole_vectors(build, monkeypatch, rows, k):
+def test_topk_reads_whole_vectors(build, monkeypatch, rows, k, design):
     from kernels import topk_triton as module
 
     monkeypatch.setattr(module, "num_processors", lambda device: 132)
+    monkeypatch.setattr(module, "topk_parts_kernel", Idle())
     scores, visible = empty(rows, CONTEXT), empty(rows, dtype=I32)
-    built = build(module, "topk_kernel", lambda: module.topk_triton(scores, k, visible))
+    built = build(module, "topk_kernel", lambda: module.topk_triton(scores, k, visible, design))
     assert "ld.global.v4" in built.ptx
+    assert built.registers <= 64  # four programs of 256 threads, or one of 1,024, fill an SM
+
+
+def test_parts_of_rows_fit_twice_on_an_sm(build, monkeypatch):
+    from kernels import topk_triton as module
+
+    monkeypatch.setattr(module, "topk_kernel", Idle())
+    scores, visible = empty(8, CONTEXT), empty(8, dtype=I32)
+    built = build(module, "topk_parts_kernel", lambda: module.topk_triton(scores, 2048, visible, "split"))
+    assert "ld.global.v4" in built.ptx
+    assert built.registers <= 64
 
 
 @pytest.mark.parametrize("batch, heads, dim", [(64, 64, 128), (1, 32, 128), (8, 4, 64)])
@@ -100,36 +143,3 @@ class Idle:
 
     def __getitem__(self, grid):
         return lambda *args, **options: None
-
-
-@pytest.mark.parametrize("power_of_two", [True, False])
-def test_fp8_rounding_compiles(build, power_of_two):
-    from kernels import fp8_triton as module
-
-    x = empty(CHUNK, 7168, dtype=BF16)
-    build(module, "quantize_kernel", lambda: module.quantize_triton(x, 128, power_of_two, 1e-4, 448.0))
-
-
-@pytest.mark.parametrize("rows, n, d", [(CHUNK, 24576, 1536), (64, 576, 7168)])
-def test_block_matmul_multiplies_on_tensor_cores(build, rows, n, d):
-    from kernels import grouped_gemm_triton as module
-
-    x, weight = empty(rows, d, dtype=E4M3), empty(n, d, dtype=E4M3)
-    x_scale, scale = empty(rows, d // 128), empty(-(-n // 128), d // 128)
-    built = build(module, "grouped_gemm_kernel", lambda: module.block_matmul_triton(x, x_scale, weight, scale, BF16))
-    assert "wgmma" in built.ptx
-
-
-@pytest.mark.parametrize("dtype, rows", [(E4M3, CHUNK), (BF16, CHUNK), (E4M3, 32), (F32, 32)])
-def test_grouped_products_compile(build, dtype, rows):
-    from kernels import grouped_gemm_triton as module
-
-    x, weight, experts = (
-        empty(rows, 7168, dtype=dtype),
-        empty(256, 4096, 7168, dtype=dtype),
-        torch.zeros(rows, 8).long(),
-    )
-    scales = (empty(rows, 56), empty(256, 32, 56)) if dtype == E4M3 else None
-    groups = module.Groups(experts, 256)
-    built = build(module, "grouped_gemm_kernel", lambda: groups.matmul(x, weight, torch.bfloat16, scales, gather=True))
-    assert "wgmma" in built.ptx or dtype == F32

@@ -30,6 +30,21 @@ def test_key_scales_and_positions_of_any_order_are_used():
     assert bool(actual[1].isneginf().all())
 
 
+@pytest.mark.parametrize("s, t, h, d", [(3, 150, 64, 128), (9, 200, 16, 48)])
+def test_keys_by_tma_score_alike(s, t, h, d):
+    q, k, w = inputs(s, t, h, d, torch.float8_e4m3fn)
+    position, scale = torch.randint(-1, t + 20, (s,)), torch.rand(t)
+    for start, k_scale in ((t - s, None), (t - s, scale), (position, scale)):
+        expected = index_scores_reference(q, k, w, start, k_scale)
+        actual = index_scores_triton(q, k, w, start, k_scale, design="tma")
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_an_unknown_design_is_refused():
+    with pytest.raises(ValueError, match=r"expected a design of loads, .* got 'fastest'"):
+        index_scores_triton(*inputs(1, 1, 4, 16, torch.float16), 0, design="fastest")
+
+
 def test_several_ranges_of_keys_and_other_tiles_score_alike():
     q, k, w = inputs(2, 1300, 16, 32, torch.float16)
     scores = index_scores_triton(q, k, w, 1298)

@@ -5,25 +5,34 @@ import torch
 
 from kernels import topk_triton as module
 from kernels.topk import topk_reference
-from kernels.topk_triton import topk_triton
+from kernels.topk_triton import DESIGNS, topk_triton
 from tests.kernels.test_topk import KINDS, adversarial
+
+
+@pytest.fixture(params=DESIGNS)
+def design(request, monkeypatch):
+    """Each design by name, with rows and parts small enough that short rows meet every path."""
+    monkeypatch.setattr(module, "ROW", 2048)
+    monkeypatch.setattr(module, "PART", 1024)
+    monkeypatch.setattr(module, "DESIGN", request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows, cols, k", [(1, 1, 1), (1, 129, 64), (5, 63, 16), (3, 5001, 100), (2, 9003, 1500)])
-def test_topk_is_the_stable_sort_of_visible_scores(kind, rows, cols, k):
+def test_topk_is_the_stable_sort_of_visible_scores(design, kind, rows, cols, k):
     scores = adversarial(kind, rows, cols)
     visible = torch.arange(cols - rows + 1, cols + 1, dtype=torch.int32)
     assert torch.equal(topk_triton(scores, k, visible), topk_reference(scores, k, visible))
 
 
-def test_rows_see_nothing_little_or_all():
+def test_rows_see_nothing_little_or_all(design):
     scores = torch.randn(6, 3000)
     visible = torch.tensor([0, 1, 64, 65, 2999, 3000], dtype=torch.int32)
     assert torch.equal(topk_triton(scores, 64, visible), topk_reference(scores, 64, visible))
 
 
-def test_what_lies_behind_the_visible_keys_never_matters():
+def test_what_lies_behind_the_visible_keys_never_matters(design):
     scores, visible = torch.randn(2, 4100), torch.tensor([3001, 4097], dtype=torch.int32)
     poisoned = scores.clone()
     poisoned[0, 3001:], poisoned[1, 4097:] = float("nan"), float("inf")
@@ -31,7 +40,7 @@ def test_what_lies_behind_the_visible_keys_never_matters():
 
 
 @pytest.mark.parametrize("make", [lambda n: torch.arange(float(n)), lambda n: -torch.arange(float(n))])
-def test_a_sample_that_misleads_is_corrected(make):
+def test_a_sample_that_misleads_is_corrected(design, make):
     # the sample sees no score of the few high ones, or mostly those
     scores = torch.zeros(2, 6000)
     scores[:, 5000:] = make(1000) + torch.tensor([[1e-3], [1e3]])
@@ -40,21 +49,33 @@ def test_a_sample_that_misleads_is_corrected(make):
         assert torch.equal(topk_triton(scores, k, visible), topk_reference(scores, k, visible))
 
 
-def test_the_bracket_is_halved_when_the_sample_is_of_no_use(monkeypatch):
+def test_the_bracket_is_halved_when_the_sample_is_of_no_use(design, monkeypatch):
     monkeypatch.setattr(module, "SAMPLED_TRIES", 0)
     scores, visible = torch.randn(1, 5000) * 1e20, torch.tensor([5000], dtype=torch.int32)
     assert torch.equal(topk_triton(scores, 300, visible), topk_reference(scores, 300, visible))
 
 
-def test_rows_that_are_not_aligned_are_read_alike():
+def test_rows_that_are_not_aligned_are_read_alike(design):
     scores = torch.randn(3, 2503)
     visible = torch.tensor([2500, 2502, 2503], dtype=torch.int32)
     for view in (scores, torch.nn.functional.pad(scores, (3, 2))[:, 3:2506]):
         assert torch.equal(topk_triton(view, 100, visible), topk_reference(scores, 100, visible))
 
 
-def test_a_program_with_several_rows_keeps_them_apart(monkeypatch):
+def test_a_program_with_several_rows_keeps_them_apart(design, monkeypatch):
     monkeypatch.setattr(module, "BUSY_ROWS", 1)
     monkeypatch.setattr(module, "NARROW_PROGRAMS", 2)
     scores, visible = torch.randn(7, 2300), torch.tensor([2300, 10, 2100, 0, 2299, 64, 2050], dtype=torch.int32)
     assert torch.equal(topk_triton(scores, 64, visible), topk_reference(scores, 64, visible))
+
+
+def test_the_best_may_all_be_in_one_part_or_begin_and_end_in_several(design):
+    scores, visible = torch.rand(3, 5000), torch.tensor([5000, 4097, 2049], dtype=torch.int32)
+    scores[0, 3000:3100] += 5
+    scores[1, 1000:1050] += 5
+    assert torch.equal(topk_triton(scores, 80, visible), topk_reference(scores, 80, visible))
+
+
+def test_k_may_be_larger_than_a_row_that_fits(design):
+    scores, visible = torch.randn(2, 5000), torch.tensor([5000, 3000], dtype=torch.int32)
+    assert torch.equal(topk_triton(scores, 2500, visible), topk_reference(scores, 2500, visible))

@@ -51,5 +51,5 @@ BF16 = {
     ),
 }
 # what is used where no design is named, by cache: the fastest measured; a hopper design falls back to triton
-SPARSE_DEFAULT = {"fp8": FP8["triton"], "plain": BF16["hopper"]}
-DENSE_DEFAULT = {"fp8": FP8["triton"], "plain": BF16["hopper"]}
+SPARSE_DEFAULT = {"fp8": FP8["hopper half"], "plain": BF16["hopper"]}
+DENSE_DEFAULT = {"fp8": FP8["hopper half"], "plain": BF16["hopper + 1024 rows"]}

@@ -41,7 +41,7 @@ DESIGNS = {
     "hopper_64": Design(kernel="hopper", few_rows=256),
     "hopper_narrow": Design(kernel="hopper", narrow=True),  # only if both kernels give a row the same bits
 }
-DESIGN = "loads"
+DESIGN = "tma_wide"
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_groups"])

@@ -57,7 +57,7 @@ DESIGNS = {
     "row": Design(fast=True, row=True),
     "split": Design(fast=True, at_once=True, row=True, split=True),
 }
-DESIGN = "gather"
+DESIGN = "fast_at_once"
 
 
 @triton.jit(do_not_specialize=["num_keys", "k", "target"])

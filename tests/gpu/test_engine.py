@@ -176,7 +176,7 @@ def test_graphs_and_single_launches_give_the_same_bits(bundled, name, prompt_gra
     bits = {seed: torch.stack(steps) for seed, steps in logits_of.items()}
     engine = paged(tiny, variants, prompt_graphs=prompt_graphs)
     assert answers(engine, requests) == expected
-    assert engine.stats.graphs >= (5 if prompt_graphs else 2)
+    assert engine.stats.graphs >= (5 if prompt_graphs else 1)
     assert all(torch.equal(torch.stack(logits_of[seed]), steps) for seed, steps in bits.items())
 
 

@@ -44,7 +44,9 @@ class Probe:
         self.prompt_tokens = prompt_tokens
         self.prompt_positions = sampled_positions(spec, prompt_tokens)
         self.phase: Literal["prompt", "answer"] = "prompt"
-        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        needle = sorted({p for start, end in spec.needles for p in range(start, end)})
+        self._needle = torch.tensor(needle, dtype=torch.long)
+        self._rows: list[dict[str, Any]] = []  # columns of a few queries each, on their device until the end
 
     def wanted(self, segment: Segment) -> torch.Tensor:
         """Rows of a segment that are probed, [r], ascending."""
@@ -74,7 +76,7 @@ class Probe:
         values = layer.layout.values(kv).float()  # [t, g, c]
         dense = _read(layer, probabilities, values)  # [r, h, v]
         dense_norm = dense.flatten(1).norm(dim=1)
-        needle = sorted({p for start, end in self.spec.needles for p in range(start, end)})
+        needle = self._needle.to(positions.device)
         cached: dict[Selector, torch.Tensor] = {"oracle": mass}
         for k in self.spec.ks:
             oracle = topk_mask(mass, k, visible)
@@ -86,35 +88,43 @@ class Probe:
                 # a softmax of its own: a head may have left the selected keys no mass that float32 can hold
                 kept = logits.masked_fill(~chosen[:, None], float("-inf")).softmax(-1)
                 sparse = _read(layer, kept, values)
-                self._extend(
-                    position=positions.tolist(),
-                    phase=[self.phase] * len(rows),
-                    layer=[layer.layer] * len(rows),
-                    selector=[selector] * len(rows),
-                    k=[k] * len(rows),
-                    visible=visible.tolist(),
-                    mass=(mass * chosen).sum(1).tolist(),
-                    oracle_mass=oracle_mass.tolist(),
-                    topk_recall=((chosen & oracle).sum(1) / oracle.sum(1)).tolist(),
-                    output_error=((dense - sparse).flatten(1).norm(dim=1) / dense_norm).tolist(),
-                    needle_coverage=_coverage(chosen, needle, positions),
-                )
+                self._rows.append({
+                    "position": positions, "phase": self.phase, "layer": layer.layer, "selector": selector, "k": k,
+                    "visible": visible,
+                    "mass": (mass * chosen).sum(1),
+                    "oracle_mass": oracle_mass,
+                    "topk_recall": (chosen & oracle).sum(1) / oracle.sum(1),
+                    "output_error": (dense - sparse).flatten(1).norm(dim=1) / dense_norm,
+                    "needle_coverage": _coverage(chosen, needle, positions),
+                })  # fmt: skip
 
-    def _extend(self, **columns: list[Any]) -> None:
-        for name, values in columns.items():
-            self.columns[name].extend(values)
+    def _columns(self) -> dict[str, list[Any]]:
+        """All rows as columns; one copy from the device for each, so that no step has to wait for it."""
+        if not self._rows:
+            return {name: [] for name in COLUMNS}
+        columns: dict[str, list[Any]] = {}
+        for name in COLUMNS:
+            found = [row[name] for row in self._rows]
+            if isinstance(found[0], torch.Tensor):
+                columns[name] = torch.cat(found).tolist()
+            else:
+                counts = [len(row["position"]) for row in self._rows]
+                columns[name] = [value for value, count in zip(found, counts, strict=True) for _ in range(count)]
+        columns["needle_coverage"] = [None if share != share else share for share in columns["needle_coverage"]]
+        return columns
 
     def result(self, num_tokens: int) -> ProbeResult:
         """Everything measured; num_tokens: positions that passed through the model.
 
         Raises ModelError if nothing was measured: no data must never look like perfect recall.
         """
-        if not self.columns["position"]:
+        columns = self._columns()
+        if not columns["position"]:
             raise ModelError("recall: no query was probed; expected at least one prompt or answer token")
         topk = self.attention.topk
         return ProbeResult(
             trajectory="dense" if topk is None else "sparse",
-            columns=self.columns,
+            columns=columns,
             active_share=None if topk is None else max(0, num_tokens - topk) / num_tokens,
         )
 
@@ -145,9 +155,13 @@ def _read(layer: "MLA", probabilities: torch.Tensor, values: torch.Tensor) -> to
     return layer.up_project(out)
 
 
-def _coverage(chosen: torch.Tensor, needle: list[int], positions: torch.Tensor) -> list[float | None]:
-    """Share of the needle's tokens that each query selected; None for a query that does not see the whole needle."""
-    if not needle or needle[-1] >= chosen.shape[1]:
-        return [None] * len(positions)
-    share = chosen[:, needle].float().mean(1).tolist()
-    return [value if p >= needle[-1] else None for value, p in zip(share, positions.tolist(), strict=True)]
+def _coverage(chosen: torch.Tensor, needle: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Share of the needle's tokens that each query selected; NaN for a query that does not see the whole needle.
+
+    needle: positions of its tokens, ascending, on the device of the others.
+    """
+    if not len(needle):
+        return torch.full(positions.shape, float("nan"), device=positions.device)
+    inside = needle.clamp_max(chosen.shape[1] - 1)  # a needle that lies beyond is seen by nobody
+    share = chosen[:, inside].float().mean(1)
+    return share.masked_fill(positions < needle[-1], float("nan"))

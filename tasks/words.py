@@ -36,11 +36,16 @@ def word_list(category: Literal["adjective", "noun"], split: Split, plain: bool 
 
 
 def made_up_word(rng: random.Random) -> str:
-    """Syllables, or halves of two training words, that no word list has on purpose: only copying helps.
+    """Syllables, or parts of two words, that no word list has on purpose: only copying helps.
 
-    The halves are what a tokenizer makes of words that it has never seen.
+    Halves of training words are what a tokenizer makes of words that it has never seen. A whole word with another's
+    ending lets every word's own token be copied, also of those that are held out: the word itself never is.
     """
-    if rng.random() < 0.5:
+    kind = rng.random()
+    if kind < 0.25:
+        nouns = word_list("noun", "all", plain=True)
+        return rng.choice(nouns)[:8] + rng.choice(nouns)[-rng.randint(2, 4) :]
+    if kind < 0.6:
         nouns = word_list("noun", "training", plain=True)
         first, second = rng.choice(nouns), rng.choice(nouns)
         return first[: rng.randint(2, 5)] + second[-rng.randint(2, 5) :]

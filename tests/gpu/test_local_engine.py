@@ -1,4 +1,8 @@
-"""LocalEngine on a GPU against itself on the CPU: the bundled model's answers, likelihoods, selections and recall."""
+"""LocalEngine on a GPU against itself on the CPU: the bundled model's answers, likelihoods, selections and recall.
+
+On a GPU `dsa-eval run` serves by the paged engine (test_engine.py). This one has no pages and no graphs: what differs
+from the CPU here is a kernel's or the model's doing.
+"""
 
 import dataclasses
 
@@ -36,6 +40,12 @@ VARIANTS = {
     "oracle": Attention(topk=128, selector="oracle"),
     "random": Attention(topk=128, selector="random", seed=3),
 }
+# Random keys leave attention and logits nearly flat: bfloat16's rounding then chooses the next token (3 of 10 answers
+# were equal), so that this variant is compared in float32 only.
+CASES = [("float32", name) for name in VARIANTS] + [("bfloat16", name) for name in VARIANTS if name != "random"]
+# Largest difference of a token's mean log-likelihood on nine of ten prompts. Devices sum in another order: a bfloat16
+# value then differs by a step (2^-8), and an e4m3 value behind it by a step of its own (2^-4).
+NATS = {"fp8": 0.1}  # 0.061 in bfloat16 on an H100; all others stay below 0.05
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +97,7 @@ def equal_share(first, second):
     return sum(a.token_ids == b.token_ids for a, b in zip(first, second, strict=True)) / len(first)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("engines", "variant"), CASES, indirect=["engines"])
 def test_greedy_answers_are_the_cpus_on_nine_of_ten_prompts(engines, prompts, variant):
     requests = asked(prompts, variant)
     on_cpu, on_gpu = (answers(engines[device], requests) for device in ("cpu", "cuda"))
@@ -95,14 +105,15 @@ def test_greedy_answers_are_the_cpus_on_nine_of_ten_prompts(engines, prompts, va
     assert equal_share(on_cpu, on_gpu) >= 0.9
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_log_likelihoods_a_token_are_the_cpus_within_005(engines, prompts, variant):
+@pytest.mark.parametrize(("engines", "variant"), CASES, indirect=["engines"])
+def test_log_likelihoods_a_token_are_the_cpus(engines, prompts, variant):
     requests = scored(prompts, variant)
     on_cpu, on_gpu = (answers(engines[device], requests) for device in ("cpu", "cuda"))
     means = [[sum(result.logprobs) / len(result.logprobs) for result in results] for results in (on_cpu, on_gpu)]
     differences = sorted(abs(a - b) for a, b in zip(*means, strict=True))
-    assert differences[int(0.9 * NUM_PROMPTS) - 1] <= 0.05, differences
-    assert sum(differences) / NUM_PROMPTS <= 0.05, differences
+    bound = NATS.get(variant, 0.05)
+    assert differences[int(0.9 * NUM_PROMPTS) - 1] <= bound, differences
+    assert sum(differences) / NUM_PROMPTS <= bound, differences
 
 
 def test_an_answer_is_its_own_in_any_company(engines, prompts):
@@ -160,16 +171,28 @@ def test_selections_without_scores_are_the_same_on_both_devices(selector):
     assert torch.equal(ids.cpu().long(), on_cpu.nonzero()[:, 1].view(700, 100))
 
 
+@pytest.mark.parametrize("engines", ["float32"], indirect=True)  # bfloat16 moves keys across the border of a choice
 def test_recall_is_the_cpus(engines, prompts):
     probes = Probes(queries=6, ks=(64, 128), selectors=SELECTORS, needles=((200, 220),))
     requests = asked(prompts[LONG : LONG + 4], "dense", probes=probes, max_tokens=1)
     on_cpu, on_gpu = (answers(engines[device], requests) for device in ("cpu", "cuda"))
     for a, b in zip(on_cpu, on_gpu, strict=True):
-        for name in ("position", "layer", "selector", "k", "visible"):
-            assert a.probes.columns[name] == b.probes.columns[name]
+        here, there = by_query(a), by_query(b)
+        assert here.keys() == there.keys()
+        for row, values in here.items():
+            assert values["visible"] == there[row]["visible"]
         for name in ("mass", "oracle_mass", "topk_recall", "output_error"):
-            difference = torch.tensor(a.probes.columns[name]) - torch.tensor(b.probes.columns[name])
-            assert float(difference.abs().mean()) <= 0.02, name
+            differences = [abs(values[name] - there[row][name]) for row, values in here.items()]
+            assert sum(differences) / len(differences) <= 0.02, name
+
+
+def by_query(result):
+    """Recall's rows by what they measure: their order depends on the chunks, which are a GPU's own."""
+    columns = result.probes.columns
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    found = {tuple(row[name] for name in ("phase", "position", "layer", "selector", "k")): row for row in rows}
+    assert len(found) == len(rows) > 0
+    return found
 
 
 def test_a_grouped_query_model_scores_as_on_the_cpu():

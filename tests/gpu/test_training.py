@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from model.training.attention import select_ids, selected_attention
 from model.training.build import new_model
 from model.training.forward import TrainingForward
+from tests.gpu.kernel_errors import relative_error
 from tests.model.training.toy import RAW
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -75,16 +76,28 @@ def test_compiled_bfloat16_is_close_and_its_speed_is_printed(topk, frozen, capsy
         print(f"\ntopk {topk}, frozen {frozen}: {1e3 * seconds:.0f} ms a step of 65,536 tokens, peak {peak:.1f} GiB")
 
 
-def test_many_experts_get_their_gradients_on_the_gpu():
+@pytest.fixture
+def exact_float32():
+    """float32 products as they are: TF32 would round their inputs to 11 bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_many_experts_get_their_gradients_on_the_gpu(exact_float32):
+    """One float32 step in every weight moves these gradients by 4e-7 of their norm, rounding to TF32 by 8e-4."""
+    torch.manual_seed(0)
     raw = {**WIDE, "num_hidden_layers": 2, "n_routed_experts": 32}  # above the number that one wide product serves
     cpu, gpu = new_model(raw, 0), new_model(raw, 0).cuda()
-    ids = torch.randint(0, 4096, (2, 256))
-    for model, tokens in ((cpu, ids), (gpu, ids.cuda())):
-        TrainingForward(model)(tokens).hidden.square().mean().backward()
+    ids, weights = torch.randint(0, 4096, (2, 256)), torch.randn(512, WIDE["hidden_size"])
+    for model, device in ((cpu, "cpu"), (gpu, "cuda")):
+        hidden = TrainingForward(model)(ids.to(device)).hidden
+        (hidden * weights.to(device)).mean().backward()  # their mean square is constant: its gradient is rounding
     routed = [name for name, _ in cpu.named_parameters() if ".experts." in name]
     there = dict(gpu.named_parameters())
     assert routed
     for name in routed:
         here = cpu.get_parameter(name).grad
-        assert here.abs().max() > 0
-        torch.testing.assert_close(there[name].grad.cpu(), here, rtol=1e-2, atol=1e-3 * float(here.abs().max()))
+        assert bool((here.flatten(1).norm(dim=1) > 0).all())  # of every expert
+        assert relative_error(there[name].grad, here) < 1e-4, name

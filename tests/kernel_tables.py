@@ -1,0 +1,135 @@
+"""Tables of the READMEs from results/kernels: times beside bars, goals, peers and floors, in the designs in use."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+KERNELS = Path(__file__).resolve().parents[1] / "results" / "kernels"
+PREFILL, DECODE = KERNELS / "prefill_and_products.json", KERNELS / "decode.json"
+CONTEXTS = (8192, 32768, 65536, 131072)
+SCORES = "index_scores prefill fp8, last 4096 queries of {} keys, hopper"
+CHOICE = "topk 2048 of {}, 4096 rows, fast_at_once"
+SPARSE = "sparse_prefill_{} bfloat16 keys={} queries={}"
+DENSE = "dense_decode {} keys={} batch={} design: {}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of the table: shapes of a kernel in the design in use. bar_of: where another row has the bar."""
+
+    kernel: str
+    shapes: str
+    source: Path = PREFILL
+    names: tuple[str, ...]
+    bar_of: str = ""  # what to cut from a name to find the row with the bar
+
+
+LINES = (
+    Line(kernel="index_scores, `hopper`", shapes="8k / 32k / 64k / 128k", bar_of=", hopper",
+         names=tuple(SCORES.format(keys) for keys in CONTEXTS)),
+    Line(kernel="index_scores, paged", shapes="128k, batch 1 / 64 / 128", source=DECODE,
+         names=tuple(f"index_scores decode paged fp8, batch {batch}, 131072 keys" for batch in (1, 64, 128))),
+    Line(kernel="topk, `fast_at_once`", shapes="4,096 rows: 8k / 32k / 64k / 128k", bar_of=", fast_at_once",
+         names=tuple(CHOICE.format(keys) for keys in CONTEXTS)),
+    Line(kernel="topk, `fast_at_once`", shapes="128k: 1 / 8 / 32 / 64 / 128 rows", bar_of=", fast_at_once",
+         names=tuple(f"topk 2048 of 131072, {rows} rows, fast_at_once" for rows in (1, 8, 32, 64, 128))),
+    Line(kernel="sparse prefill, Hopper", shapes="8k / 32k / 64k / 128k",
+         names=tuple(SPARSE.format("hopper", keys, 4096) for keys in CONTEXTS)),
+    Line(kernel="sparse prefill, Hopper", shapes="128 queries: 8k / 128k",
+         names=tuple(SPARSE.format("hopper", keys, 128) for keys in (8192, 131072))),
+    Line(kernel="sparse prefill, Triton", shapes="8k / 32k / 64k / 128k",
+         names=tuple(SPARSE.format("triton", keys, 4096) for keys in CONTEXTS)),
+    Line(kernel="sparse decode, bf16, `hopper`", shapes="32k, batch 1 / 8 / 32 / 64 / 128", source=DECODE,
+         names=tuple(f"sparse_decode bfloat16 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
+    Line(kernel="sparse decode, FP8, `hopper half`", shapes="32k, batch 1 / 64 / 128", source=DECODE,
+         names=tuple(f"sparse_decode fp8 keys=32768 batch={batch} design: hopper half" for batch in (1, 64, 128))),
+    Line(kernel="masked prefill", shapes="4k / 8k / 12k",
+         names=tuple(f"masked_prefill bfloat16 keys={keys} queries=4096" for keys in (4096, 8192, 12288))),
+    Line(kernel="dense prefill, cuDNN", shapes="8k / 32k / 64k / 128k",
+         names=tuple(f"dense_prefill_cudnn bfloat16 keys={keys} queries=4096" for keys in CONTEXTS)),
+    Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
+         names=tuple(DENSE.format("bfloat16", keys, 64, "hopper + 1024 rows") for keys in (8192, 32768, 131072))),
+    Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 1: 8k / 128k", source=DECODE,
+         names=tuple(DENSE.format("bfloat16", keys, 1, "hopper + 1024 rows") for keys in (8192, 131072))),
+    Line(kernel="dense decode, FP8, `hopper half`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
+         names=tuple(DENSE.format("fp8", keys, 64, "hopper half") for keys in (8192, 32768, 131072))),
+    Line(kernel="FP8 cast", shapes="8,192 x 7,168", names=("fp8 cast [8192, 7168] bf16",)),
+    Line(kernel="FP8 product, `tma_wide`", shapes="8,192³", names=("fp8 block matmul 8192 x 8192 x 8192, tma_wide",)),
+    Line(kernel="experts, `tma_wide`", shapes="64 / 4,096 rows x 8 of 256",
+         names=tuple(f"expert_mlp fp8, {rows} rows x 8 of 256 experts, 7168 x 2048, tma_wide" for rows in (64, 4096))),
+    Line(kernel="attention_mass", shapes="64 queries, 128k",
+         names=("attention_mass 64 queries x 128 heads, 131072 keys of 576, bf16",)),
+)  # fmt: skip
+
+
+def bars_block() -> str:
+    """Each kernel in the design in use: time, first bar, goal, and how far from peer and floor."""
+    lines = [
+        "| Kernel, design in use | Shapes | ms | First bar | Goal | Peer / ours | Floor / ours |",
+        "|:---|:---|---:|---:|---:|---:|---:|",
+    ]
+    for line in LINES:
+        rows = _rows(line.source)
+        found = [rows[name] for name in line.names]
+        bars = [rows[name.removesuffix(line.bar_of)].get("bar_ms") for name in line.names]
+        cells = (
+            line.kernel,
+            line.shapes,
+            " / ".join(_ms(row["ms"]) for row in found),
+            _judged([row["ms"] for row in found], bars),
+            _judged([row["ms"] for row in found], [row.get("goal_ms") for row in found]),
+            _ratios([_peer(row) for row in found], found),
+            _ratios([row["floor_ms"] for row in found], found),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _origin()])
+
+
+def prefill_block() -> str:
+    """What a chunk of 4,096 queries costs at each context, beside the best peer and the floor."""
+    rows = _rows(PREFILL)
+    lines = ["| Keys | Index scores, ms | Choice of 2,048, ms | Sparse attention, ms |", "|---:|---:|---:|---:|"]
+    for keys in CONTEXTS:
+        cells = [f"{keys:,}"]
+        for name in (SCORES.format(keys), CHOICE.format(keys), SPARSE.format("hopper", keys, 4096)):
+            row = rows[name]
+            cells.append(f"**{row['ms']:.2f}** / {_peer(row):.2f} / {row['floor_ms']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "**Ours** / best peer / floor. " + _origin()])
+
+
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+
+
+def _origin() -> str:
+    measured = json.loads(PREFILL.read_text(encoding="utf-8"))
+    return f"{measured['device']}, commit {measured['commit'][:7]}, medians of {measured['rounds']} calls."
+
+
+def _peer(row: dict[str, Any]) -> float | None:
+    return min(row["peer_ms"].values()) if row.get("peer_ms") else None
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _judged(times: list[float], limits: list[float | None]) -> str:
+    """ "met" for all of them, or each with the share of the limit's speed that was reached, rounded down."""
+    if not any(limits):
+        return "–"  # noqa: RUF001
+    if all(limit is not None and time <= limit for time, limit in zip(times, limits, strict=True)):
+        return "met"
+    return " / ".join(
+        "–" if limit is None else "met" if time <= limit else f"{math.floor(100 * limit / time) / 100:.2f}"  # noqa: RUF001
+        for time, limit in zip(times, limits, strict=True)
+    )
+
+
+def _ratios(of: list[float | None], rows: list[dict[str, Any]]) -> str:
+    if not any(of):
+        return "–"  # noqa: RUF001
+    return " / ".join("–" if value is None else f"{value / row['ms']:.2f}" for value, row in zip(of, rows, strict=True))  # noqa: RUF001

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels import topk_bounded_triton as bounded
 from kernels import topk_triton as module
 from kernels.topk import topk_reference
 from kernels.topk_triton import DESIGNS, topk_triton
@@ -79,3 +80,16 @@ def test_the_best_may_all_be_in_one_part_or_begin_and_end_in_several(design):
 def test_k_may_be_larger_than_a_row_that_fits(design):
     scores, visible = torch.randn(2, 5000), torch.tensor([5000, 3000], dtype=torch.int32)
     assert torch.equal(topk_triton(scores, 2500, visible), topk_reference(scores, 2500, visible))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_histograms_of_keys_find_the_cut_when_the_sample_is_of_no_use(kind, monkeypatch):
+    monkeypatch.setattr(bounded, "FAST_TRIES", bounded.tl.constexpr(0))
+    monkeypatch.setattr(module, "WIDE_LIST", 256)
+    monkeypatch.setattr(module, "MIN_LIST", 256)
+    monkeypatch.setattr(module, "ROW", 0)
+    monkeypatch.setattr(module, "BOUNDED_SPLIT_ROWS", 0)
+    scores, visible = adversarial(kind, 2, 5003), torch.tensor([5003, 4999], dtype=torch.int32)
+    scores[1] *= 1e20
+    for k in (7, 100):
+        assert torch.equal(topk_triton(scores, k, visible, "bounded"), topk_reference(scores, k, visible))

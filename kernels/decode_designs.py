@@ -17,6 +17,7 @@ class Design:
     partials: what splits hand to the merge, float32 or float16 (beyond 65,504 it saturates).
     products: what FP8 latents are converted to, with their queries and weights; float16 holds up to 65,504.
     rows: rows a block of the Triton kernel.
+    whole_blocks: FP8 rows are loaded a block at a time, not half a block (hopper only).
     merge_inside: the last program to finish merges (hopper only), not a second launch.
     """
 
@@ -26,6 +27,7 @@ class Design:
     partials: torch.dtype = torch.float32
     products: torch.dtype = torch.bfloat16
     rows: int = 64
+    whole_blocks: bool = False
     merge_inside: bool = False
 
 
@@ -40,12 +42,19 @@ FP8 = {
     "hopper + 1024 rows + half partials": Design(backend="hopper", split=1024, partials=HALF),
     "hopper half + 1024 rows + half partials": Design(backend="hopper", products=HALF, split=1024, partials=HALF),
     "hopper half + 2048 rows + half partials": Design(backend="hopper", products=HALF, split=2048, partials=HALF),
+    "hopper + whole blocks": Design(backend="hopper", whole_blocks=True),
+    "hopper half + whole blocks": Design(backend="hopper", products=HALF, whole_blocks=True),
     "hopper half + merge inside": Design(backend="hopper", products=HALF, merge_inside=True),
-    "hopper half + half partials + merge inside": Design(
-        backend="hopper", products=HALF, partials=HALF, merge_inside=True
+    "hopper half + whole blocks + merge inside": Design(
+        backend="hopper", products=HALF, whole_blocks=True, merge_inside=True
     ),
-    "hopper half + 1024 rows + merge inside": Design(backend="hopper", products=HALF, split=1024, merge_inside=True),
-    "hopper half + 2048 rows": Design(backend="hopper", products=HALF, split=2048),
+    "hopper half + whole blocks + half partials + merge inside": Design(
+        backend="hopper", products=HALF, partials=HALF, whole_blocks=True, merge_inside=True
+    ),
+    "hopper half + whole blocks + 1024 rows + merge inside": Design(
+        backend="hopper", products=HALF, split=1024, whole_blocks=True, merge_inside=True
+    ),
+    "hopper half + whole blocks + 2048 rows": Design(backend="hopper", products=HALF, split=2048, whole_blocks=True),
 }
 BF16 = {
     "triton": Design(backend="triton"),

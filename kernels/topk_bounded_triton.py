@@ -36,12 +36,35 @@ def _count(scores, threshold, DIRECT: tl.constexpr):
 
 
 @triton.jit
+def _store_reaching(out_ptr, ranks, ids, scores, threshold, DIRECT: tl.constexpr):
+    """out[rank - 1] = id wherever the score reaches the threshold.
+
+    Direct: by an instruction of our own, as in `_store_pairs`; it compares again, which is cheaper than to keep marks.
+    """
+    if DIRECT:
+        base = out_ptr.to(tl.int64) + tl.zeros_like(ranks).to(tl.int64)
+        limits = tl.zeros_like(scores) + threshold
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred kept; .reg .b64 address;
+            setp.ge.f32 kept, $4, $5;
+            mad.wide.s32 address, $2, 4, $1;
+            @kept st.global.b32 [address+-4], $3;
+            mov.b32 $0, $2;
+            }""",
+            "=r,l,r,r,f,f", [base, ranks, ids, scores, limits], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        tl.store(out_ptr + ranks - 1, ids, mask=scores >= threshold)
+
+
+@triton.jit
 def _write_best(scores, ids, low, reached_low, k, out_ptr, DIRECT: tl.constexpr):
     """Write the ids of the exact k best of these scores, ties to the first.
 
     A score that is NaN is never chosen. low: a key that reached_low >= k of them reach.
     """
-    high = _keys(tl.max(tl.where(scores == scores, scores, float("-inf")), axis=0))
+    high = _keys(tl.max(scores, axis=0))  # passes over NaN
     reached_above = 0  # how many are above high
     steps = 0
     while low < high:
@@ -62,9 +85,8 @@ def _write_best(scores, ids, low, reached_low, k, out_ptr, DIRECT: tl.constexpr)
         reached_above = tl.where(enough, reached_above, reached)
     threshold = _number(low)
     if reached_low == k:
-        chosen = scores >= threshold
-        slots = tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-        _store_ids(out_ptr, tl.where(chosen, slots, -1), ids, DIRECT)
+        ranks = tl.cumsum((scores >= threshold).to(tl.int32), axis=0)
+        _store_reaching(out_ptr, ranks, ids, scores, threshold, DIRECT)
     else:
         more = scores > threshold
         same = scores == threshold
@@ -83,8 +105,8 @@ def _best_of_row(row_ptr, num_keys, k, out_ptr, ROW: tl.constexpr, DIRECT: tl.co
     readable = (num_keys + 3) // 4 * 4
     scores = tl.load(row_ptr + ids, mask=ids < readable, other=0.0)
     scores = tl.where(scores != scores, float("-inf"), scores)
-    least = tl.min(tl.where(ids < num_keys, scores, float("inf")), axis=0)
     scores = tl.where(ids < num_keys, scores, float("nan"))
+    least = tl.min(scores, axis=0)  # passes over NaN
     _write_best(scores, ids, _keys(least), num_keys, k, out_ptr, DIRECT)
 
 

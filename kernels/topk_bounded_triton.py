@@ -8,7 +8,16 @@ counts in place of 15 to 20.
 import triton
 import triton.language as tl
 
-from kernels.topk_passes_triton import MINUS_INF, _between, _gather, _gather_from, _keys, _pivot, _store_ids
+from kernels.topk_passes_triton import (
+    MINUS_INF,
+    _between,
+    _corrected,
+    _gather,
+    _gather_from,
+    _keys,
+    _pivot,
+    _store_ids,
+)
 
 PLUS_INF = tl.constexpr(0x7F800000)
 BINS = tl.constexpr(256)
@@ -177,8 +186,7 @@ def _list_surely(
             low = tl.where(found < k, low, pivot)
             high = tl.where(found < k, pivot - 1, high)
             above = tl.where(found < k, found, above)
-            # what the sample said, corrected by what the count proved
-            rank = tl.minimum(tl.maximum(rank * target // tl.maximum(found, 1), 1), samples)
+            rank = _corrected(rank, target, found, samples)
         while tries < FAST_TRIES:
             pivot = _pivot(row_ptr, num_keys, rank, NUM_GROUPS, GROUP)
             tries += 1
@@ -187,7 +195,7 @@ def _list_surely(
                 low = tl.where(found < k, low, pivot)
                 high = tl.where(found < k, pivot - 1, high)
                 above = tl.where(found < k, found, above)
-                rank = tl.minimum(tl.maximum(rank * target // tl.maximum(found, 1), 1), samples)
+                rank = _corrected(rank, target, found, samples)
                 if (found >= k) & (found <= LIST):
                     size = found
                     tries = FAST_TRIES

@@ -93,3 +93,28 @@ def test_histograms_of_keys_find_the_cut_when_the_sample_is_of_no_use(kind, monk
     scores[1] *= 1e20
     for k in (7, 100):
         assert torch.equal(topk_triton(scores, k, visible, "bounded"), topk_reference(scores, k, visible))
+
+
+@pytest.mark.parametrize("tries, narrowed", [(0, True), (1, True), (2, False)])
+def test_a_pivot_that_missed_is_corrected_by_its_count(monkeypatch, tries, narrowed):
+    calls = []
+    narrow = bounded._narrow.fn
+
+    def counted(*args):
+        calls.append(args)
+        return narrow(*args)
+
+    monkeypatch.setattr(bounded, "_narrow", counted)
+    monkeypatch.setattr(bounded, "FAST_TRIES", bounded.tl.constexpr(tries))
+    monkeypatch.setattr(module, "ROW", 0)
+    monkeypatch.setattr(module, "BOUNDED_SPLIT_ROWS", 0)
+    monkeypatch.setattr(module, "WIDE_LIST", 1024)
+    monkeypatch.setattr(module, "MIN_LIST", 1024)
+    torch.manual_seed(0)  # one row in a hundred misses twice
+    scores, visible = torch.randn(1, 6000), torch.tensor([6000], dtype=torch.int32)
+    groups, stride = 256, 6000 // 1024  # where `_pivot` looks: most of it is hidden, so that it guesses too low
+    jitter = ((torch.arange(groups) * 0x9E3779B1 % 2**32) >> 8) % stride
+    sampled = ((torch.arange(groups) * stride + jitter)[:, None] * 4 + torch.arange(4)).flatten()
+    scores[0, sampled[torch.rand(1024) < 0.6]] = -9.0
+    assert torch.equal(topk_triton(scores, 500, visible, "bounded"), topk_reference(scores, 500, visible))
+    assert bool(calls) == narrowed

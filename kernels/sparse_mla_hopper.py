@@ -62,6 +62,25 @@ def _rows(table, first, block, at, count, num_rows, PAGED: gl.constexpr, PAGE: g
 
 
 @gluon.jit
+def _prefetch(rows_start, row, ROW_BYTES: gl.constexpr):
+    """Ask for 64 cache rows in the L2, one request for each 128 bytes; nothing waits for them. No row: row 0."""
+    P: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [4, 1], [1, 0])
+    row = gl.convert_layout(row, gl.SliceLayout(1, P))
+    line = gl.arange(0, 8 if ROW_BYTES <= 768 else 16, gl.SliceLayout(0, P))
+    start = rows_start.to(gl.int64) + gl.maximum(row, 0).to(gl.int64) * ROW_BYTES
+    # the first request behind a row moves to its last byte, further ones are left out
+    place = start[:, None] + gl.where(line == (ROW_BYTES + 127) // 128, ROW_BYTES - 1, line * 128).to(gl.int64)[None, :]
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred inside;
+        setp.lt.s64 inside, $1, $2;
+        @inside prefetch.global.L2 [$1];
+        mov.b32 $0, 0;
+        }""", "=r,l,l", [place, (start + ROW_BYTES)[:, None]], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
 def _load_q(q, row0, ql, qr, qp):
     """64 query rows into shared memory, the latent part in the type of its products."""
     B: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -85,7 +104,7 @@ def _load_q(q, row0, ql, qr, qp):
 @gluon.jit
 def _gather(
     kv, ids, lengths, kl, kr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits, max_splits, min_split,
-    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
+    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr, PREFETCH: gl.constexpr,
 ):  # fmt: skip
     # 8 lanes copy 128 contiguous bytes of a row, 16 each: 4 row pointers a thread, no bank conflicts; a copy whose mask
     # is false writes zeros without reading, so a stale row's NaN never meets a weight of 0
@@ -116,6 +135,8 @@ def _gather(
             async_copy.async_copy_global_to_shared(kr.index(0), p0 + 256 + c[None, :], mask=m0)
             async_copy.async_copy_global_to_shared(kp.index(0), p0 + 512 + d[None, :], mask=m0)
             async_copy.mbarrier_arrive(full.index(1), increment_count=False)
+            if PREFETCH:
+                _prefetch(kv, j0, 1152)
             mbarrier.wait(empty.index(3), phase)
             async_copy.async_copy_global_to_shared(kr.index(1), p1 + 256 + c[None, :], mask=m1)
             async_copy.mbarrier_arrive(full.index(3), increment_count=False)
@@ -123,6 +144,8 @@ def _gather(
             async_copy.async_copy_global_to_shared(kl.index(1), p1 + c[None, :], mask=m1)
             async_copy.async_copy_global_to_shared(kp.index(1), p1 + 512 + d[None, :], mask=m1)
             async_copy.mbarrier_arrive(full.index(2), increment_count=False)
+            if PREFETCH:
+                _prefetch(kv, j1, 1152)
 
 
 @gluon.jit
@@ -307,7 +330,8 @@ def _odd(
 def latent_attention_hopper_kernel(
     q, kv, ids, lengths, part, part_lse, out, lse, counters, to_log2, tiles, num_queries, num_ids, ids_stride, num_rows,
     splits, max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr,
-    PAGE: gl.constexpr, MERGE: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
+    PAGE: gl.constexpr, MERGE: gl.constexpr, PREFETCH: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr,
+    GATHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     S: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     V: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -340,7 +364,7 @@ def latent_attention_hopper_kernel(
                 full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits,
                 max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
         (_gather, (kv, ids, lengths, kl, kr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits, max_splits,
-                   min_split, HEAD_TILES, LENGTHS, PAGED, PAGE)),
+                   min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, PREFETCH)),
     ], [4, 4], [MULTIPLY_REGISTERS, GATHER_REGISTERS])  # fmt: skip
 
 
@@ -412,6 +436,7 @@ def latent_attention_hopper(
         q, kv, ids, ids if lengths is None else lengths, part, part_lse, out, lse, counters,
         scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0], splits,
         max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE, MERGE=merge,
+        PREFETCH=design.prefetch,
         MULTIPLY_REGISTERS=216, GATHER_REGISTERS=72, num_warps=4,
     )  # fmt: skip
     if part is not out and not merge:

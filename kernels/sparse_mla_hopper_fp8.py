@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_a
 from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE, split_rows
 from kernels.layout import KvLayout
-from kernels.sparse_mla_hopper import _even, _odd, _rows, _span, plan_merge, plan_tiles
+from kernels.sparse_mla_hopper import _even, _odd, _prefetch, _rows, _span, plan_merge, plan_tiles
 from kernels.sparse_mla_triton import merge_splits
 
 DESIGN = Design(backend="hopper")
@@ -104,7 +104,7 @@ def _publish(full):
 def _dequantizing_gather(
     latent, scales, rope, ids, lengths, wl, wr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits,
     max_splits, min_split, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
-    HALF: gl.constexpr, WHOLE: gl.constexpr,
+    HALF: gl.constexpr, WHOLE: gl.constexpr, PREFETCH: gl.constexpr,
 ):  # fmt: skip
     # WHOLE: both halves of a block are loaded together. ptxas counts all of these loads on one scoreboard, so whoever
     # waits for one half waits for the other as well, however late it was asked for
@@ -137,6 +137,8 @@ def _dequantizing_gather(
             if WHOLE:
                 a, sa = _fetch(latent, scales, j1, 1, B)
             b, sb = _fetch(latent, scales, j1, 0, B)
+            if PREFETCH:
+                _prefetch(latent, j0, 656)
             mbarrier.wait(empty.index(3), phase)
             wr.index(1).store(_dequantize(a, sa, HALF))
             _publish(full.index(3))
@@ -150,6 +152,8 @@ def _dequantizing_gather(
             if WHOLE:
                 a, sa = _fetch(latent, scales, j0, 0, B)
             b, sb = _fetch(latent, scales, j0, 1, B)
+            if PREFETCH:
+                _prefetch(latent, j1, 656)
 
 
 @gluon.jit
@@ -157,7 +161,7 @@ def latent_attention_hopper_fp8_kernel(
     q, latent, scales, rope, ids, lengths, part, part_lse, out, lse, counters, to_log2, tiles, num_queries, num_ids,
     ids_stride, num_rows, splits, max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr,
     PAGED: gl.constexpr, PAGE: gl.constexpr, MERGE: gl.constexpr, HALF: gl.constexpr, WHOLE: gl.constexpr,
-    MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
+    PREFETCH: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     TYPE: gl.constexpr = gl.float16 if HALF else gl.bfloat16
     S: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
@@ -196,7 +200,7 @@ def latent_attention_hopper_fp8_kernel(
                 max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
         (_dequantizing_gather, (latent, scales, rope, ids, lengths, wl, wr, kp, full, empty, tiles, num_ids, ids_stride,
                                 num_rows, splits, max_splits, min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, HALF,
-                                WHOLE)),
+                                WHOLE, PREFETCH)),
     ], [4, 4], [MULTIPLY_REGISTERS, GATHER_REGISTERS])  # fmt: skip
 
 
@@ -226,7 +230,7 @@ def latent_attention_hopper_fp8(
         counters, scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0),
         kv.shape[0], splits, max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged,
         PAGE=PAGE, MERGE=merge, HALF=design.products == torch.float16, WHOLE=design.whole_blocks,
-        MULTIPLY_REGISTERS=REGISTERS[0], GATHER_REGISTERS=REGISTERS[1], num_warps=4,
+        PREFETCH=design.prefetch, MULTIPLY_REGISTERS=REGISTERS[0], GATHER_REGISTERS=REGISTERS[1], num_warps=4,
     )  # fmt: skip
     if part is not out and not merge:
         merge_splits(part, part_lse, out, lse)

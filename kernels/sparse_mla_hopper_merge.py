@@ -26,9 +26,9 @@ def _used_splits(query, lengths, num_ids, splits, max_splits, min_split, LENGTHS
 
 @gluon.jit
 def _load_sum(part_lse, head, split, used, stride):
-    """log2-sums of one split; -inf if there is no such split."""
+    """Log-sums of one split; -inf if there is no such split."""
     lse = gl.load(part_lse + gl.minimum(split, used - 1).to(gl.int64) * stride + head)
-    return gl.where(split < used, lse * 1.4426950408889634, float("-inf"))
+    return gl.where(split < used, lse, float("-inf"))
 
 
 @gluon.jit
@@ -71,10 +71,10 @@ def _merge_last(
                 b = _load_part(part, head, cols, split + 1, used, stride)
                 c = _load_part(part, head, cols, split + 2, used, stride)
                 d = _load_part(part, head, cols, split + 3, used, stride)
-                wa = gl.exp2(_load_sum(part_lse, head, split, used, stride) - base)
-                wb = gl.exp2(_load_sum(part_lse, head, split + 1, used, stride) - base)
-                wc = gl.exp2(_load_sum(part_lse, head, split + 2, used, stride) - base)
-                wd = gl.exp2(_load_sum(part_lse, head, split + 3, used, stride) - base)
+                wa = gl.exp2((_load_sum(part_lse, head, split, used, stride) - base) * 1.4426950408889634)
+                wb = gl.exp2((_load_sum(part_lse, head, split + 1, used, stride) - base) * 1.4426950408889634)
+                wc = gl.exp2((_load_sum(part_lse, head, split + 2, used, stride) - base) * 1.4426950408889634)
+                wd = gl.exp2((_load_sum(part_lse, head, split + 3, used, stride) - base) * 1.4426950408889634)
                 acc = acc + wa[:, None] * a
                 acc = acc + wb[:, None] * b
                 acc = acc + wc[:, None] * c
@@ -84,5 +84,6 @@ def _merge_last(
             gl.store(out + head[:, None] * 512 + cols[None, :], (acc * inverse[:, None]).to(out.dtype.element_ty))
         if SIDE == 0:
             found = total > 0.0
-            natural = (base + gl.log2(gl.where(found, total, 1.0))) * 0.6931471805599453
+            # one split alone keeps its bits, as if nothing had been merged
+            natural = base + gl.log2(gl.where(found, total, 1.0)) * 0.6931471805599453
             gl.store(lse + head, gl.where(found, natural, float("-inf")))

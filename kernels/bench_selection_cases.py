@@ -72,10 +72,10 @@ def cases() -> Iterator[Case]:
                     fp8_flops=flops, tests="index_score",
                 )  # fmt: skip
     for keys, peer in MANY_ROWS_MS.items():
-        for name in (None, "fast", "fast_at_once", "row"):
+        for name in (None, "fast", "fast_at_once", "row", "bounded"):
             yield topk_case(QUERIES, keys, peer, name)
     for (keys, rows), peer in FEW_ROWS_MS.items():
-        for name in (None, "fast_at_once", "split"):
+        for name in (None, "fast_at_once", "split", "bounded"):
             yield topk_case(rows, keys, peer, name)
     for (keys, batch), peer in PAGED_MS.items():
         yield Case(

@@ -39,7 +39,9 @@ DESIGNS = {
     "tma_wide_64": Design(kernel="tma_wide", few_rows=256),
     "hopper": Design(kernel="hopper"),
     "hopper_64": Design(kernel="hopper", few_rows=256),
-    "hopper_narrow": Design(kernel="hopper", narrow=True),  # only if both kernels give a row the same bits
+    # only if both of its kernels give a row the same bits: tests/gpu/test_product_bits.py
+    "tma_wide_narrow": Design(kernel="tma_wide", narrow=True),
+    "hopper_narrow": Design(kernel="hopper", narrow=True),
 }
 DESIGN = "tma_wide"
 

@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE
 from kernels.layout import KvLayout
+from kernels.sparse_mla_hopper_merge import _merge_last, _used_splits
 from kernels.sparse_mla_triton import merge_splits, plan_splits
 
 TESTED = "3.6."  # Gluon may change between releases of Triton
@@ -61,6 +62,25 @@ def _rows(table, first, block, at, count, num_rows, PAGED: gl.constexpr, PAGE: g
 
 
 @gluon.jit
+def _prefetch(rows_start, row, ROW_BYTES: gl.constexpr):
+    """Ask for 64 cache rows in the L2, one request for each 128 bytes; nothing waits for them. No row: row 0."""
+    P: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [4, 1], [1, 0])
+    row = gl.convert_layout(row, gl.SliceLayout(1, P))
+    line = gl.arange(0, 8 if ROW_BYTES <= 768 else 16, gl.SliceLayout(0, P))
+    start = rows_start.to(gl.int64) + gl.maximum(row, 0).to(gl.int64) * ROW_BYTES
+    # the first request behind a row moves to its last byte, further ones are left out
+    place = start[:, None] + gl.where(line == (ROW_BYTES + 127) // 128, ROW_BYTES - 1, line * 128).to(gl.int64)[None, :]
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred inside;
+        setp.lt.s64 inside, $1, $2;
+        @inside prefetch.global.L2 [$1];
+        mov.b32 $0, 0;
+        }""", "=r,l,l", [place, (start + ROW_BYTES)[:, None]], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
 def _load_q(q, row0, ql, qr, qp):
     """64 query rows into shared memory, the latent part in the type of its products."""
     B: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -84,7 +104,7 @@ def _load_q(q, row0, ql, qr, qp):
 @gluon.jit
 def _gather(
     kv, ids, lengths, kl, kr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits, max_splits, min_split,
-    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
+    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr, PREFETCH: gl.constexpr,
 ):  # fmt: skip
     # 8 lanes copy 128 contiguous bytes of a row, 16 each: 4 row pointers a thread, no bank conflicts; a copy whose mask
     # is false writes zeros without reading, so a stale row's NaN never meets a weight of 0
@@ -115,6 +135,8 @@ def _gather(
             async_copy.async_copy_global_to_shared(kr.index(0), p0 + 256 + c[None, :], mask=m0)
             async_copy.async_copy_global_to_shared(kp.index(0), p0 + 512 + d[None, :], mask=m0)
             async_copy.mbarrier_arrive(full.index(1), increment_count=False)
+            if PREFETCH:
+                _prefetch(kv, j0, 1152)
             mbarrier.wait(empty.index(3), phase)
             async_copy.async_copy_global_to_shared(kr.index(1), p1 + 256 + c[None, :], mask=m1)
             async_copy.mbarrier_arrive(full.index(3), increment_count=False)
@@ -122,6 +144,8 @@ def _gather(
             async_copy.async_copy_global_to_shared(kl.index(1), p1 + c[None, :], mask=m1)
             async_copy.async_copy_global_to_shared(kp.index(1), p1 + 512 + d[None, :], mask=m1)
             async_copy.mbarrier_arrive(full.index(2), increment_count=False)
+            if PREFETCH:
+                _prefetch(kv, j1, 1152)
 
 
 @gluon.jit
@@ -139,7 +163,7 @@ def _issue_scores(qa, qb, qp, ka, kb, kp, first_full, second_full, phase, LS: gl
 
 @gluon.jit
 def _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, SIDE: gl.constexpr, LO: gl.constexpr,
-            R: gl.constexpr):  # fmt: skip
+            R: gl.constexpr, BOTH: gl.constexpr):  # fmt: skip
     """Join the two partial sums of weights, normalise, store 256 columns. No weight at all: zeros and -inf."""
     sums.index(SIDE).store(total)
     gl.thread_barrier()
@@ -154,16 +178,18 @@ def _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, SIDE: gl.c
     if out.dtype.element_ty == gl.float16:
         values = gl.minimum(gl.maximum(values, -65504.0), 65504.0)
     gl.store(out + row.to(gl.int64)[:, None] * 512 + col[None, :], values.to(out.dtype.element_ty))
-    if SIDE == 0:
+    # with BOTH, two groups store the same bits: each reads only what its own side's groups have released
+    if SIDE == 0 or BOTH:
         natural = gl.where(total > 0.0, (top + gl.log2(total)) * 0.6931471805599453, float("-inf"))
         gl.store(lse + row0 + gl.arange(0, 64, R), natural)
 
 
 @gluon.jit
 def _even(
-    q, ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty, weights_full, q_full,
-    sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split, ZERO,
-    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
+    q, ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full,
+    empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
+    min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
+    MERGE: gl.constexpr,
 ):  # fmt: skip
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     LO: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])
@@ -221,15 +247,20 @@ def _even(
             gl.thread_barrier()
             mbarrier.arrive(empty.index(2), count=1)
         row0 = ((split * num_queries + query) * HEAD_TILES + t % HEAD_TILES) * 64
-        _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, 0, LO, R)
+        _finish(part, part_lse, acc, top, total, sums, sums_full, row0, parity, 0, LO, R, MERGE)
+        if MERGE:
+            used = _used_splits(query, lengths, num_ids, splits, max_splits, min_split, LENGTHS)
+            _merge_last(part, part_lse, out, lse, counters, query, t % HEAD_TILES, used, splits, num_queries, 0,
+                        HEAD_TILES)  # fmt: skip
         parity ^= 1
 
 
 @gluon.jit
 def _odd(
-    ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty, weights_full, q_full,
-    sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split, ZERO,
-    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
+    ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
+    weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split,
+    ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
+    MERGE: gl.constexpr,
 ):  # fmt: skip
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     LO: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])
@@ -287,15 +318,20 @@ def _odd(
             gl.thread_barrier()
             mbarrier.arrive(empty.index(3), count=1)
         row0 = ((split * num_queries + query) * HEAD_TILES + t % HEAD_TILES) * 64
-        _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, 1, LO, R)
+        _finish(part, part_lse, acc, top, total, sums, sums_full, row0, parity, 1, LO, R, MERGE)
+        if MERGE:
+            used = _used_splits(query, lengths, num_ids, splits, max_splits, min_split, LENGTHS)
+            _merge_last(part, part_lse, out, lse, counters, query, t % HEAD_TILES, used, splits, num_queries, 1,
+                        HEAD_TILES)  # fmt: skip
         parity ^= 1
 
 
 @gluon.jit
 def latent_attention_hopper_kernel(
-    q, kv, ids, lengths, out, lse, to_log2, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
-    min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
-    MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
+    q, kv, ids, lengths, part, part_lse, out, lse, counters, to_log2, tiles, num_queries, num_ids, ids_stride, num_rows,
+    splits, max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr,
+    PAGE: gl.constexpr, MERGE: gl.constexpr, PREFETCH: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr,
+    GATHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     S: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     V: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -321,14 +357,14 @@ def latent_attention_hopper_kernel(
         mbarrier.init(sums_full.index(i), count=1)
     mbarrier.init(q_full, count=1)
     gl.warp_specialize([
-        (_even, (q, ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
-                 weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
-                 min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE)),
-        (_odd, (ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
-                weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
-                min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE)),
+        (_even, (q, ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops,
+                 sums, full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows,
+                 splits, max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
+        (_odd, (ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums,
+                full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits,
+                max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
         (_gather, (kv, ids, lengths, kl, kr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits, max_splits,
-                   min_split, HEAD_TILES, LENGTHS, PAGED, PAGE)),
+                   min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, PREFETCH)),
     ], [4, 4], [MULTIPLY_REGISTERS, GATHER_REGISTERS])  # fmt: skip
 
 
@@ -368,6 +404,14 @@ def plan_tiles(
     return cut, tiles, programs, part, part_lse
 
 
+def plan_merge(part: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, design: Design) -> tuple[bool, torch.Tensor]:
+    """Whether the kernel merges its splits itself, and the zeros in which groups count themselves in."""
+    if part is out or not design.merge_inside:
+        return False, lse
+    s, h, _ = out.shape
+    return True, torch.zeros(s * (h // 64) * 2, dtype=torch.int32, device=out.device)
+
+
 def latent_attention_hopper(
     q: torch.Tensor,
     kv: torch.Tensor,
@@ -387,11 +431,13 @@ def latent_attention_hopper(
         q, kv, ids, out, lse, paged=paged, split=split, design=design
     )
     s, h, _ = q.shape
+    merge, counters = plan_merge(part, out, lse, design)
     latent_attention_hopper_kernel[(programs,)](
-        q, kv, ids, ids if lengths is None else lengths, part, part_lse, scale * 1.4426950408889634, tiles, s,
-        ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0], splits, max_splits, min_split, 0,
-        HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE,
+        q, kv, ids, ids if lengths is None else lengths, part, part_lse, out, lse, counters,
+        scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0], splits,
+        max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE, MERGE=merge,
+        PREFETCH=design.prefetch,
         MULTIPLY_REGISTERS=216, GATHER_REGISTERS=72, num_warps=4,
     )  # fmt: skip
-    if part is not out:
+    if part is not out and not merge:
         merge_splits(part, part_lse, out, lse)

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_a
 from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE, split_rows
 from kernels.layout import KvLayout
-from kernels.sparse_mla_hopper import _even, _odd, _rows, _span, plan_tiles
+from kernels.sparse_mla_hopper import _even, _odd, _prefetch, _rows, _span, plan_merge, plan_tiles
 from kernels.sparse_mla_triton import merge_splits
 
 DESIGN = Design(backend="hopper")
@@ -104,8 +104,10 @@ def _publish(full):
 def _dequantizing_gather(
     latent, scales, rope, ids, lengths, wl, wr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits,
     max_splits, min_split, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
-    HALF: gl.constexpr,
+    HALF: gl.constexpr, WHOLE: gl.constexpr, PREFETCH: gl.constexpr,
 ):  # fmt: skip
+    # WHOLE: both halves of a block are loaded together. ptxas counts all of these loads on one scoreboard, so whoever
+    # waits for one half waits for the other as well, however late it was asked for
     # 4 lanes load 64 bytes of a row, 16 each: full sectors, and the 8 lanes that store together touch every bank once
     B: gl.constexpr = gl.BlockedLayout([1, 1, 4], [8, 1, 4], [4, 1, 1], [2, 1, 0])
     BR: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
@@ -125,31 +127,41 @@ def _dequantizing_gather(
             mbarrier.wait(empty.index(0), phase)
             wl.index(0).store(_dequantize(a, sa, HALF))
             _publish(full.index(0))
-            a, sa = _fetch(latent, scales, j1, 1, B)
+            if not WHOLE:
+                a, sa = _fetch(latent, scales, j1, 1, B)
             mbarrier.wait(empty.index(1), phase)
             _copy_rope(rope, j0, kp.index(0), full.index(1), BR)
             j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's
             wr.index(0).store(_dequantize(b, sb, HALF))
             _publish(full.index(1))
+            if WHOLE:
+                a, sa = _fetch(latent, scales, j1, 1, B)
             b, sb = _fetch(latent, scales, j1, 0, B)
+            if PREFETCH:
+                _prefetch(latent, j0, 656)
             mbarrier.wait(empty.index(3), phase)
             wr.index(1).store(_dequantize(a, sa, HALF))
             _publish(full.index(3))
-            a, sa = _fetch(latent, scales, j0, 0, B)
+            if not WHOLE:
+                a, sa = _fetch(latent, scales, j0, 0, B)
             mbarrier.wait(empty.index(2), phase)
             _copy_rope(rope, j1, kp.index(1), full.index(2), BR)
             j1 = _rows(table, first, i + 192, r, count, num_rows, PAGED, PAGE)
             wl.index(1).store(_dequantize(b, sb, HALF))
             _publish(full.index(2))
+            if WHOLE:
+                a, sa = _fetch(latent, scales, j0, 0, B)
             b, sb = _fetch(latent, scales, j0, 1, B)
+            if PREFETCH:
+                _prefetch(latent, j1, 656)
 
 
 @gluon.jit
 def latent_attention_hopper_fp8_kernel(
-    q, latent, scales, rope, ids, lengths, out, lse, to_log2, tiles, num_queries, num_ids, ids_stride, num_rows, splits,
-    max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr,
-    PAGE: gl.constexpr, HALF: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr,
-    GATHER_REGISTERS: gl.constexpr,
+    q, latent, scales, rope, ids, lengths, part, part_lse, out, lse, counters, to_log2, tiles, num_queries, num_ids,
+    ids_stride, num_rows, splits, max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr,
+    PAGED: gl.constexpr, PAGE: gl.constexpr, MERGE: gl.constexpr, HALF: gl.constexpr, WHOLE: gl.constexpr,
+    PREFETCH: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     TYPE: gl.constexpr = gl.float16 if HALF else gl.bfloat16
     S: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
@@ -180,14 +192,15 @@ def latent_attention_hopper_fp8_kernel(
         mbarrier.init(sums_full.index(i), count=1)
     mbarrier.init(q_full, count=1)
     gl.warp_specialize([
-        (_even, (q, ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
-                 weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
-                 min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE)),
-        (_odd, (ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
-                weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
-                min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE)),
+        (_even, (q, ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops,
+                 sums, full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows,
+                 splits, max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
+        (_odd, (ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums,
+                full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits,
+                max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
         (_dequantizing_gather, (latent, scales, rope, ids, lengths, wl, wr, kp, full, empty, tiles, num_ids, ids_stride,
-                                num_rows, splits, max_splits, min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, HALF)),
+                                num_rows, splits, max_splits, min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, HALF,
+                                WHOLE, PREFETCH)),
     ], [4, 4], [MULTIPLY_REGISTERS, GATHER_REGISTERS])  # fmt: skip
 
 
@@ -210,13 +223,14 @@ def latent_attention_hopper_fp8(
         q, kv, ids, out, lse, paged=paged, split=split, design=design
     )
     s, h, _ = q.shape
+    merge, counters = plan_merge(part, out, lse, design)
     _, scales, rope = split_rows(kv, layout)
     latent_attention_hopper_fp8_kernel[(programs,)](
-        q, kv.view(torch.int32), scales, rope, ids, ids if lengths is None else lengths, part, part_lse,
-        scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0],
-        splits, max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE,
-        HALF=design.products == torch.float16, MULTIPLY_REGISTERS=REGISTERS[0], GATHER_REGISTERS=REGISTERS[1],
-        num_warps=4,
+        q, kv.view(torch.int32), scales, rope, ids, ids if lengths is None else lengths, part, part_lse, out, lse,
+        counters, scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0),
+        kv.shape[0], splits, max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged,
+        PAGE=PAGE, MERGE=merge, HALF=design.products == torch.float16, WHOLE=design.whole_blocks,
+        PREFETCH=design.prefetch, MULTIPLY_REGISTERS=REGISTERS[0], GATHER_REGISTERS=REGISTERS[1], num_warps=4,
     )  # fmt: skip
-    if part is not out:
+    if part is not out and not merge:
         merge_splits(part, part_lse, out, lse)

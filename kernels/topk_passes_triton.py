@@ -243,6 +243,15 @@ def _choose(list_ptr, size, low, k, out_ptr, LIST: tl.constexpr, CHUNK: tl.const
 
 
 @triton.jit
+def _corrected(rank, target, found, samples):
+    """The sample's rank of a pivot that target scores reach, now that found are known to reach the one at rank.
+
+    Doubled and halved ranks, tried first, jumped over the list's size from one side to the other until tries ran out.
+    """
+    return tl.minimum(tl.maximum(rank * target // tl.maximum(found, 1), 1), samples)
+
+
+@triton.jit
 def _list_best(
     row_ptr, num_keys, k, target, list_ptr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, TRIES: tl.constexpr,
@@ -261,7 +270,7 @@ def _list_best(
                 size = tl.where((found >= k) & (found <= LIST), found, 0)
                 high = tl.where(found < k, pivot - 1, high)
                 low = tl.where(found < k, low, pivot)
-                rank = tl.where(found < k, rank * 2, tl.maximum(rank // 2, 1))
+                rank = _corrected(rank, target, found, NUM_GROUPS * GROUP)
                 tl.debug_barrier()  # a list that does not fit is written anew
     while size == 0:
         if num_keys > LIST:
@@ -276,6 +285,6 @@ def _list_best(
         size = tl.where(fits, listed, 0)
         high = tl.where(too_few, pivot - 1, high)
         low = tl.where(too_few | fits, low, pivot + 1)
-        rank = tl.where(too_few, rank * 2, tl.maximum(rank // 2, 1))
+        rank = _corrected(rank, target, above + equal, NUM_GROUPS * GROUP)
         tries += 1
     return pivot, size

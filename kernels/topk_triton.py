@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels.index_scores_triton import num_processors
+from kernels.topk_bounded_triton import _best_of_list, _best_of_row, _list_surely
 from kernels.topk_passes_triton import (
     MINUS_INF,
     _choose,
@@ -36,18 +37,22 @@ NARROW_PROGRAMS = 4  # an SM's registers hold so many
 ROW = 8192  # scores that a program can hold in registers
 PART = 8192  # scores of a part, where programs share a row
 SPLIT_ROWS = 128  # up to here programs share rows
+BOUNDED_SPLIT_ROWS = 32  # likewise: 64 rows and more were faster with a program each
+WIDE_LIST = 8192  # entries that a program with an SM of its own lists: 1 row in 30,000 misses them, of 4,096 1 in 40
 MAX_AT_ONCE = 8192  # entries of a list that is chosen from in registers
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
     """fast: a shorter gathering pass first; at_once: choose from a list in registers; row: rows of up to 8,192 scores
-    are not gathered at all; split: several programs gather a row if rows are few."""
+    are not gathered at all; split: several programs gather a row if rows are few; bounded: a missed pivot costs one
+    more pass, any row nine at most, and choices interpolate (`topk_bounded_triton`; needs the three before)."""
 
     fast: bool = False
     at_once: bool = False
     row: bool = False
     split: bool = False
+    bounded: bool = False
 
 
 DESIGNS = {
@@ -56,6 +61,7 @@ DESIGNS = {
     "fast_at_once": Design(fast=True, at_once=True),
     "row": Design(fast=True, row=True),
     "split": Design(fast=True, at_once=True, row=True, split=True),
+    "bounded": Design(fast=True, at_once=True, row=True, split=True, bounded=True),
 }
 DESIGN = "fast_at_once"
 
@@ -97,6 +103,7 @@ def topk_kernel(
     LIST: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, TRIES: tl.constexpr, DIRECT: tl.constexpr,
     FAST: tl.constexpr, ROW: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
+    BOUNDED: tl.constexpr,
 ):  # fmt: skip
     # one program goes from row to row and keeps its list in scratch memory of its own, which stays in L2
     for row in tl.range(tl.program_id(0), num_rows, tl.num_programs(0), disable_licm=True):
@@ -113,7 +120,10 @@ def topk_kernel(
             whole = visible <= ROW
             if ROW > 0:  # noqa: SIM102 -- a constant: the rest is not compiled at all
                 if whole:
-                    _choose_of_row(row_ptr, visible, k, row_out, ROW, DIRECT)
+                    if BOUNDED:
+                        _best_of_row(row_ptr, visible, k, row_out, ROW, DIRECT)
+                    else:
+                        _choose_of_row(row_ptr, visible, k, row_out, ROW, DIRECT)
             if not whole:
                 pivot, found = tl.full((), MINUS_INF, tl.int32), 0
                 places = tl.arange(0, LIST)
@@ -124,13 +134,23 @@ def topk_kernel(
                 if PARTS > 0:  # noqa: SIM102 -- likewise
                     if done:
                         row_parts = parts_ptr + tl.cast(row, tl.int64) * (2 * PARTS * LIST)
-                        _choose_at_once(row_parts, places, found, pivot, k, row_out, LIST, DIRECT)
+                        if BOUNDED:
+                            _best_of_list(row_parts, places, found, pivot, k, row_out, LIST, DIRECT)
+                        else:
+                            _choose_at_once(row_parts, places, found, pivot, k, row_out, LIST, DIRECT)
                 if not done:
-                    pivot, size = _list_best(
-                        row_ptr, visible, k, target, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, TRIES, FAST, DIRECT
-                    )
+                    if BOUNDED:
+                        pivot, size = _list_surely(
+                            row_ptr, visible, k, target, pivot, found, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, DIRECT
+                        )
+                    else:
+                        pivot, size = _list_best(
+                            row_ptr, visible, k, target, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, TRIES, FAST, DIRECT
+                        )
                     tl.debug_barrier()  # the list is written by other threads than those that read it
-                    if AT_ONCE:
+                    if BOUNDED and AT_ONCE:
+                        _best_of_list(list_ptr, tl.arange(0, LIST), size, pivot, k, row_out, LIST, DIRECT)
+                    elif AT_ONCE:
                         _choose_at_once(list_ptr, tl.arange(0, LIST), size, pivot, k, row_out, LIST, DIRECT)
                     else:
                         _choose(list_ptr, size, pivot, k, row_out, LIST, CHUNK)
@@ -151,9 +171,11 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
     plan = DESIGNS[design or DESIGN]
     length = max(MIN_LIST, triton.next_power_of_2(2 * k))
     wide = s < BUSY_ROWS
+    if plan.bounded and wide:
+        length = max(length, WIDE_LIST)
     programs = s if wide else min(s, NARROW_PROGRAMS * num_processors(scores.device))
     row = ROW if plan.row and k < ROW else 0
-    split = plan.split and s <= SPLIT_ROWS and t > max(row, length)
+    split = plan.split and s <= (BOUNDED_SPLIT_ROWS if plan.bounded else SPLIT_ROWS) and t > max(row, length)
     parts = triton.next_power_of_2(triton.cdiv(t, PART)) if split else 0
     # one allocation: lists of programs, lists of parts, counts of parts, pivots of rows
     sizes = [programs * length * 2, s * parts * length * 2, s * parts, s]
@@ -170,6 +192,7 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
         scores, visible, lists, of_parts, counts, pivots, out, s, t, k, target, scores.stride(0),
         LIST=length, CHUNK=1024, TRIES=SAMPLED_TRIES, DIRECT=direct,
         FAST=plan.fast, ROW=row, PART=PART, PARTS=parts, AT_ONCE=plan.at_once and length <= MAX_AT_ONCE,
+        BOUNDED=plan.bounded,
         **sample, **(WIDE if wide else NARROW),
     )  # fmt: skip
     return out

@@ -9,7 +9,7 @@ from tests.gpu.kernel_errors import ROUNDED, poison_memory, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
-DESIGNS = ["loads", "loads_narrow", "tma", "tma_wide", "tma_wide_64", "hopper", "hopper_64"]
+DESIGNS = ["loads", "loads_narrow", "tma", "tma_wide", "tma_wide_64", "tma_wide_narrow", "hopper", "hopper_64"]
 
 
 @pytest.fixture(autouse=True)

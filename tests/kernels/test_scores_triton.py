@@ -86,7 +86,7 @@ def test_float32_index_scores_compile(build):
     build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, empty(CHUNK, dtype=I32)))
 
 
-@pytest.mark.parametrize("design", ["gather", "fast", "fast_at_once", "row", "split"])
+@pytest.mark.parametrize("design", ["gather", "fast", "fast_at_once", "row", "split", "bounded"])
 @pytest.mark.parametrize("rows, k", [(CHUNK, 2048), (64, 2048), (1, 16), (CHUNK, 128)])
 def test_topk_reads_whole_vectors(build, monkeypatch, rows, k, design):
     from kernels import topk_triton as module

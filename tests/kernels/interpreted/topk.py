@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels import topk_bounded_triton as bounded
 from kernels import topk_triton as module
 from kernels.topk import topk_reference
 from kernels.topk_triton import DESIGNS, topk_triton
@@ -79,3 +80,41 @@ def test_the_best_may_all_be_in_one_part_or_begin_and_end_in_several(design):
 def test_k_may_be_larger_than_a_row_that_fits(design):
     scores, visible = torch.randn(2, 5000), torch.tensor([5000, 3000], dtype=torch.int32)
     assert torch.equal(topk_triton(scores, 2500, visible), topk_reference(scores, 2500, visible))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_histograms_of_keys_find_the_cut_when_the_sample_is_of_no_use(kind, monkeypatch):
+    monkeypatch.setattr(bounded, "FAST_TRIES", bounded.tl.constexpr(0))
+    monkeypatch.setattr(module, "WIDE_LIST", 256)
+    monkeypatch.setattr(module, "MIN_LIST", 256)
+    monkeypatch.setattr(module, "ROW", 0)
+    monkeypatch.setattr(module, "BOUNDED_SPLIT_ROWS", 0)
+    scores, visible = adversarial(kind, 2, 5003), torch.tensor([5003, 4999], dtype=torch.int32)
+    scores[1] *= 1e20
+    for k in (7, 100):
+        assert torch.equal(topk_triton(scores, k, visible, "bounded"), topk_reference(scores, k, visible))
+
+
+@pytest.mark.parametrize("tries, narrowed", [(0, True), (1, True), (2, False)])
+def test_a_pivot_that_missed_is_corrected_by_its_count(monkeypatch, tries, narrowed):
+    calls = []
+    narrow = bounded._narrow.fn
+
+    def counted(*args):
+        calls.append(args)
+        return narrow(*args)
+
+    monkeypatch.setattr(bounded, "_narrow", counted)
+    monkeypatch.setattr(bounded, "FAST_TRIES", bounded.tl.constexpr(tries))
+    monkeypatch.setattr(module, "ROW", 0)
+    monkeypatch.setattr(module, "BOUNDED_SPLIT_ROWS", 0)
+    monkeypatch.setattr(module, "WIDE_LIST", 1024)
+    monkeypatch.setattr(module, "MIN_LIST", 1024)
+    torch.manual_seed(0)  # one row in a hundred misses twice
+    scores, visible = torch.randn(1, 6000), torch.tensor([6000], dtype=torch.int32)
+    groups, stride = 256, 6000 // 1024  # where `_pivot` looks: most of it is hidden, so that it guesses too low
+    jitter = ((torch.arange(groups) * 0x9E3779B1 % 2**32) >> 8) % stride
+    sampled = ((torch.arange(groups) * stride + jitter)[:, None] * 4 + torch.arange(4)).flatten()
+    scores[0, sampled[torch.rand(1024) < 0.6]] = -9.0
+    assert torch.equal(topk_triton(scores, 500, visible, "bounded"), topk_reference(scores, 500, visible))
+    assert bool(calls) == narrowed

@@ -96,13 +96,9 @@ class Probe:
         mass = probabilities.mean(1)  # [r, t]
         dense = _read(layer, probabilities, values)  # [r, h, v]
         dense_norm = dense.flatten(1).norm(dim=1)
-        oracle_ranks = topk_ranks(mass, max(self.spec.ks), positions + 1)
-        ranks = [
-            oracle_ranks if selector == "oracle" else self._ranks(layer, selector, segment, rows, positions, mass)
-            for selector in self.spec.selectors
-        ]
+        ranks, oracle_ranks = self._ranks(layer, segment, rows, positions, mass)
         sizes = self._on(positions.device, self.spec.ks)[:, None, None, None]
-        chosen = torch.stack(ranks) < sizes  # [ks, selectors, r, t]
+        chosen = ranks < sizes  # [ks, selectors, r, t]
         oracle = (oracle_ranks < sizes).expand_as(chosen).flatten(0, 1)
         chosen = chosen.flatten(0, 1)
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in MEASURES}
@@ -117,25 +113,32 @@ class Probe:
             parts["topk_recall"].append((some & best).sum(-1) / best.sum(-1))
             parts["output_error"].append((dense - sparse).flatten(2).norm(dim=2) / dense_norm)
             parts["needle_coverage"].append(self._coverage(some, positions))
-        return {name: torch.cat(found) for name, found in parts.items()}
+        return {name: torch.cat(found) if len(found) > 1 else found[0] for name, found in parts.items()}
 
     def _ranks(
-        self, layer: "MLA", selector: Selector, segment: Segment, rows: torch.Tensor, positions: torch.Tensor,
-        mass: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        """The order in which a selector takes its keys, [r, t] int32: one choice for all k."""
+        self, layer: "MLA", segment: Segment, rows: torch.Tensor, positions: torch.Tensor, mass: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order in which each selector takes its keys, [selectors, r, t] int32, and the oracle's [r, t].
+
+        One choice of the largest k holds those of all others, and all scores are ranked together.
+        """
         largest, num_keys = max(self.spec.ks), mass.shape[1]
-        if selector == "recency":
-            return recency_ranks(largest, positions, num_keys)
-        if selector == "random":
-            scores = random_scores(self.attention.seed, layer.layer, positions, num_keys)
-        else:
-            if segment.scorer is None:
-                raise ModelError("recall: selector indexer: this model has no trained indexer")
-            queries, keys, weights = segment.scorer
-            # rows are ascending, so row i of r sees no key behind t - r + i
-            scores = index_scores(queries[rows], keys, weights[rows], len(keys) - len(rows))
-        return topk_ranks(scores, largest, positions + 1)
+        scores: dict[Selector, torch.Tensor] = {"oracle": mass}
+        for selector in self.spec.selectors:
+            if selector == "random":
+                scores[selector] = random_scores(self.attention.seed, layer.layer, positions, num_keys)
+            elif selector == "indexer":
+                if segment.scorer is None:
+                    raise ModelError("recall: selector indexer: this model has no trained indexer")
+                queries, keys, weights = segment.scorer
+                # rows are ascending, so row i of r sees no key behind t - r + i
+                scores[selector] = index_scores(queries[rows], keys, weights[rows], len(keys) - len(rows))
+        visible = (positions + 1).repeat(len(scores))
+        ranked = topk_ranks(torch.cat(list(scores.values())), largest, visible).unflatten(0, (len(scores), -1))
+        ranks = dict(zip(scores, ranked, strict=True))
+        if "recency" in self.spec.selectors:
+            ranks["recency"] = recency_ranks(largest, positions, num_keys)
+        return torch.stack([ranks[selector] for selector in self.spec.selectors]), ranks["oracle"]
 
     def _coverage(self, chosen: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Share of the needle's tokens in each set [b, r, t] -> [b, r]; NaN where the needle is not wholly visible."""

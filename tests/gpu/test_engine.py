@@ -14,6 +14,7 @@ from model.chat.encoding import load_encoding
 from model.checkpoint import load_model, resolve
 from model.config import ModelConfig, read_config
 from model.engine import LocalEngine
+from model.probe import Probe
 from model.request import Attention, Probes, Request, Sampling
 from model.sampling import Sampler
 from model.serving.decoder import Decoder
@@ -235,6 +236,27 @@ def test_recall_and_log_likelihoods_are_the_cpus(bundled):
         for column in ("mass", "oracle_mass", "topk_recall"):  # near ties may fall either way
             close = [abs(mine[row][column] - theirs[row][column]) < 2e-2 for row in mine]
             assert sum(close) > 0.98 * len(close), column
+
+
+def test_measuring_recall_never_waits_for_the_gpu(bundled, monkeypatch):
+    """Numbers are sent to the GPU once a chunk, columns are fetched once a request: nothing waits in between."""
+    original = Probe._tile
+
+    def strict(self, layer, values, segment, rows, positions, logits):
+        for numbers in (self.spec.ks, self._needle):
+            self._on(rows.device, numbers)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(self, layer, values, segment, rows, positions, logits)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    probes = Probes(queries=8, ks=(16, 64), selectors=("indexer", "oracle", "recency", "random"), needles=((40, 60),))
+    engine = paged(bundled("bfloat16"), {"dense": VARIANTS["dense"]})
+    requests = sampled({"dense": VARIANTS["dense"]}, (300,), probes=probes)
+    expected = answers(engine, requests)  # kernels are compiled
+    monkeypatch.setattr(Probe, "_tile", strict)
+    assert answers(engine, requests) == expected
 
 
 def by_query(result):

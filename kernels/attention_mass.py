@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.check import check_tensor
+from kernels.check import check_range, check_tensor
+from kernels.fp8_cache import PAGE
 from kernels.switch import takes_kernels
 
 TILE_BYTES = 64 << 20  # scores [rows, h, t] held at a time
@@ -77,6 +78,51 @@ def attention_mass(q: torch.Tensor, k: torch.Tensor, scale: float, start: int | 
     for rows, scores in attention_scores(q, k, scale, positions):
         torch.mean(scores.softmax(-1), 1, out=out[rows])
     return out.masked_fill_(positions[:, None] < 0, 0.0)
+
+
+def attention_mass_paged(
+    q: torch.Tensor, k: torch.Tensor, scale: float, tables: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Head-averaged dense attention of one new query a sequence over that sequence's pages.
+
+    Args:
+        q: [b, h, d], float32, bfloat16 or float16. k: keys of all pages, page after page, [64 n, g, d], q's dtype, last
+            axis packed; h a multiple of g.
+        scale: of the softmax.
+        tables: page numbers of each sequence, [b, p] int32; only the first ceil(length / 64) are read.
+        lengths: keys of each sequence, the new one included, [b] int32, 0..64 p.
+
+    Returns:
+        [b, 64 p] float32; each row sums to 1 (0 for a sequence of length 0), 0 behind its length. A row's bits depend
+        on neither the other rows nor the width of the tables.
+
+    Raises:
+        ValueError: a wrong shape, dtype, device or stride. Page numbers and lengths on a GPU are the caller's word.
+    """
+    where, dtypes = "attention_mass_paged", [torch.float32, torch.bfloat16, torch.float16]
+    check_tensor(where, "q", q, ["b", "h", "d"], dtypes, q.device, contiguous=q.is_cuda)
+    check_tensor(where, "k", k, ["t", "g", q.shape[2]], [q.dtype], q.device, contiguous=False)
+    b, num_keys = q.shape[0], tables.shape[-1] * PAGE
+    if q.shape[1] % max(1, k.shape[1]):
+        raise ValueError(f"{where}: expected q's heads to be a multiple of k's {k.shape[1]}, got {q.shape[1]}")
+    if k.shape[0] % PAGE:
+        raise ValueError(f"{where}: expected k in whole pages of {PAGE} keys, got {k.shape[0]} keys")
+    check_tensor(where, "tables", tables, [b, "p"], [torch.int32], q.device)
+    check_tensor(where, "lengths", lengths, [b], [torch.int32], q.device)
+    if takes_kernels(q):
+        from kernels.attention_mass_triton import attention_mass_triton
+
+        return attention_mass_triton(q, k, scale, lengths - 1, tables)
+    check_range(where, "lengths", lengths, 0, num_keys + 1)
+    out = torch.zeros(b, num_keys, dtype=torch.float32, device=q.device)
+    pages = k.unflatten(0, (-1, PAGE))
+    for i, length in enumerate(lengths.tolist()):
+        table = tables[i, : -(-length // PAGE)]
+        check_range(where, f"tables[{i}]", table, 0, pages.shape[0])
+        if length:
+            keys = pages[table.long()].flatten(0, 1)
+            out[i, : keys.shape[0]] = attention_mass(q[i : i + 1], keys, scale, lengths[i : i + 1] - 1)[0]
+    return out
 
 
 def _positions(start: int | torch.Tensor, q: torch.Tensor) -> torch.Tensor:

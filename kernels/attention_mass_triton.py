@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.fp8_cache import PAGE
 from kernels.index_scores_triton import empty_scores
 
 LOG2_E = 1.4426950408889634
@@ -41,6 +42,12 @@ def _scores(
 
 
 @triton.jit
+def _rows(table_ptr, keys, PAGE: tl.constexpr):
+    """Where keys stand: in order, or by the page table of the program's one query."""
+    return tl.load(table_ptr + keys // PAGE) * PAGE + keys % PAGE if PAGE else keys
+
+
+@triton.jit
 def _columns(first_row, group, num_queries, HEADS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_H: tl.constexpr,
              COLUMNS: tl.constexpr):  # fmt: skip
     """Each column's query, its place in [s, h], and whether it is real and not padding."""
@@ -53,9 +60,10 @@ def _columns(first_row, group, num_queries, HEADS: tl.constexpr, GROUPS: tl.cons
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def partial_sums_kernel(
-    q_ptr, k_ptr, position_ptr, top_ptr, total_ptr, scale, num_queries, num_keys, token_stride, group_stride,
+    q_ptr, k_ptr, table_ptr, position_ptr, top_ptr, total_ptr, scale, num_queries, num_keys, token_stride,
+    group_stride, table_stride,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, COLUMNS: tl.constexpr,
-    KEYS: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+    KEYS: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     # one program: the columns of a few queries in one group, one split of the keys
     group = tl.program_id(1)
@@ -67,9 +75,10 @@ def partial_sums_kernel(
     last = tl.minimum(tl.minimum(first + SPLIT, num_keys), tl.max(position, axis=0) + 1)
     top = tl.full((COLUMNS,), -1e30, tl.float32)  # finite, so that a column without a visible key leaves no NaN
     total = tl.zeros((COLUMNS,), tl.float32)
+    table_ptr += tl.cast(first_row, tl.int64) * table_stride
     for tile in range(first, last, KEYS):
         keys = tile + tl.arange(0, KEYS)
-        near = tl.minimum(keys, num_keys - 1)
+        near = _rows(table_ptr, tl.minimum(keys, last - 1 if PAGE else num_keys - 1), PAGE)
         dots = _scores(q_ptr, k_ptr + group * group_stride, place, real, near, token_stride,
                        DIM, COLUMNS, KEYS, BLOCK_D, KEYS_FIRST=False)  # fmt: skip
         seen = keys[None, :] <= tl.minimum(position, num_keys - 1)[:, None]
@@ -84,19 +93,22 @@ def partial_sums_kernel(
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def attention_mass_kernel(
-    q_ptr, k_ptr, position_ptr, lse_ptr, out_ptr, scale, num_queries, num_keys, token_stride, group_stride, out_stride,
+    q_ptr, k_ptr, table_ptr, position_ptr, lse_ptr, out_ptr, scale, num_queries, num_keys, token_stride, group_stride,
+    table_stride, out_stride,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, COLUMNS: tl.constexpr,
-    KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
+    KEYS: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     # one program: a few queries against one tile of keys, all groups
     QUERIES: tl.constexpr = COLUMNS // BLOCK_H
     first_row = tl.program_id(0) * QUERIES
     keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
-    near = tl.minimum(keys, num_keys - 1)
     row = first_row + tl.arange(0, QUERIES)
     position = tl.load(position_ptr + row, mask=row < num_queries, other=-1)
     mass = tl.zeros((KEYS, QUERIES), tl.float32)
-    if tl.program_id(1) * KEYS <= tl.max(position, axis=0):
+    farthest = tl.max(position, axis=0)
+    if tl.program_id(1) * KEYS <= farthest:
+        near = tl.minimum(keys, tl.minimum(farthest, num_keys - 1) if PAGE else num_keys - 1)
+        near = _rows(table_ptr + tl.cast(first_row, tl.int64) * table_stride, near, PAGE)
         for group in range(GROUPS):
             _, place, real = _columns(first_row, group, num_queries, HEADS, GROUPS, BLOCK_H, COLUMNS)
             dots = _scores(q_ptr, k_ptr + group * group_stride, place, real, near, token_stride,
@@ -109,33 +121,41 @@ def attention_mass_kernel(
     tl.store(rows_out[None, :] + keys[:, None], mass, mask=(keys < num_keys)[:, None] & (row < num_queries)[None, :])
 
 
-def attention_mass_triton(q: torch.Tensor, k: torch.Tensor, scale: float, positions: torch.Tensor) -> torch.Tensor:
+def attention_mass_triton(
+    q: torch.Tensor, k: torch.Tensor, scale: float, positions: torch.Tensor, tables: torch.Tensor | None = None
+) -> torch.Tensor:
     """As `kernels.attention_mass.attention_mass`, for checked arguments; positions: of the queries, [s] int.
 
+    tables: pages of each query's own keys as for `attention_mass_paged`; a program then takes one query.
     A query that sees no key gets zeros.
     """
     (s, h, d), (t, g, _) = q.shape, k.shape
+    page = 0 if tables is None else PAGE
+    if tables is not None:
+        t = tables.shape[1] * PAGE
     out = empty_scores(s, t, q.device)
     if s == 0 or t == 0:
         return out
     keys, columns, block_d = TILES[q.element_size()]
     block_h = max(16, triton.next_power_of_2(h // g))
-    columns = max(columns, block_h)
+    columns = block_h if page else max(columns, block_h)
     groups_of_rows = triton.cdiv(s, columns // block_h)
     splits = triton.cdiv(t, SPLIT)
     top, total = torch.empty(2, splits, s, h, dtype=torch.float32, device=q.device)
     sizes = {
         "HEADS": h, "GROUPS": g, "DIM": d, "BLOCK_H": block_h, "COLUMNS": columns, "KEYS": keys, "BLOCK_D": block_d,
-        "num_warps": 8 if keys * columns > 4096 else 4, "num_stages": 3,
+        "PAGE": page, "num_warps": 8 if keys * columns > 4096 else 4, "num_stages": 3,
         "maxnreg": 128 if q.element_size() == 2 else None,  # two programs an SM
     }  # fmt: skip
+    table, row_stride = (positions, 0) if tables is None else (tables, tables.stride(0))
+    strides = (k.stride(0), k.stride(1), row_stride)
     partial_sums_kernel[(groups_of_rows, g, splits)](
-        q, k, positions, top, total, scale * LOG2_E, s, t, k.stride(0), k.stride(1), SPLIT=SPLIT, **sizes
+        q, k, table, positions, top, total, scale * LOG2_E, s, t, *strides, SPLIT=SPLIT, **sizes
     )
     highest = top.amax(0)
     total = (total * torch.exp2(top - highest)).sum(0)
     lse = torch.where(total > 0, highest + total.log2(), float("inf"))
     attention_mass_kernel[(groups_of_rows, triton.cdiv(t, keys))](
-        q, k, positions, lse, out, scale * LOG2_E, s, t, k.stride(0), k.stride(1), out.stride(0), **sizes
+        q, k, table, positions, lse, out, scale * LOG2_E, s, t, *strides, out.stride(0), **sizes
     )
     return out

@@ -1,4 +1,4 @@
-"""Index scores of one new token a sequence, over FP8 keys in pages."""
+"""Index scores of one new token a sequence, over keys in pages: FP8 with their scales, or plain ones."""
 
 import torch
 
@@ -41,7 +41,7 @@ def write_index_pages(pages: torch.Tensor, slots: torch.Tensor, values: torch.Te
 
 
 def read_index_pages(pages: torch.Tensor, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `length` keys of a sequence with this row of page numbers: values [length, d] e4m3, scales [length]."""
+    """The first `length` FP8 keys of a sequence with this row of pages: values [length, d] e4m3, scales [length]."""
     d = pages.shape[1] // PAGE - SCALE_BYTES
     mine = pages[table[: -(-length // PAGE)].long()]
     values = mine[:, : PAGE * d].reshape(-1, d)[:length].view(torch.float8_e4m3fn)
@@ -57,10 +57,16 @@ def index_scores_paged_reference(
     """
     out = torch.full((q.shape[0], num_keys), float("-inf"))
     for b, length in enumerate(lengths.tolist()):
-        values, scales = read_index_pages(pages, tables[b], length)
+        values, scales = _keys(pages, tables[b], length)
         dots = torch.einsum("hd,td->ht", q[b].float(), values.float()).relu()
-        out[b, :length] = torch.einsum("ht,h->t", dots, w[b]) * scales
+        out[b, :length] = torch.einsum("ht,h->t", dots, w[b]) * (1.0 if scales is None else scales)
     return out
+
+
+def _keys(pages: torch.Tensor, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if pages.dtype == torch.uint8:
+        return read_index_pages(pages, table, length)
+    return pages[table[: -(-length // PAGE)].long()].flatten(0, 1)[:length], None
 
 
 def index_scores_paged(
@@ -69,8 +75,9 @@ def index_scores_paged(
     """Score every cached key of every sequence for its one new query.
 
     Args:
-        q: [b, h, d] float8_e4m3fn. w: [b, h] float32, every scale of the query folded in.
-        pages: [n, 64 * (d + 4)] uint8 as `page_bytes` says; rows may be strided, by multiples of 16 bytes.
+        q: [b, h, d] float8_e4m3fn, float32 or bfloat16. w: [b, h] float32, every scale of the query folded in.
+        pages: for FP8 [n, 64 * (d + 4)] uint8 as `page_bytes` says, rows may be strided, by multiples of 16 bytes;
+            else plain keys [n, 64, d] in q's dtype.
         tables: page numbers of each sequence, [b, p] int32; only the first ceil(length / 64) are read.
         lengths: keys of each sequence, the new one included, [b] int32, 0..num_keys.
         num_keys: width of the result, at most 64 * p.
@@ -82,13 +89,17 @@ def index_scores_paged(
         ValueError: a wrong shape, dtype, device or stride. Page numbers and lengths on a GPU are the caller's word.
     """
     where = "index_scores_paged"
-    check_tensor(where, "q", q, ["b", "h", "d"], [torch.float8_e4m3fn], q.device)
+    check_tensor(where, "q", q, ["b", "h", "d"], [torch.float8_e4m3fn, torch.float32, torch.bfloat16], q.device)
     b, h, d = q.shape
-    check_tensor(where, "pages", pages, ["n", page_bytes(d)], [torch.uint8], q.device, contiguous=False)
+    packed = q.dtype == torch.float8_e4m3fn
+    if packed:
+        check_tensor(where, "pages", pages, ["n", page_bytes(d)], [torch.uint8], q.device, contiguous=False)
+    else:
+        check_tensor(where, "pages", pages, ["n", PAGE, d], [q.dtype], q.device)
     check_tensor(where, "w", w, [b, h], [torch.float32], q.device)
     check_tensor(where, "tables", tables, [b, "p"], [torch.int32], q.device)
     check_tensor(where, "lengths", lengths, [b], [torch.int32], q.device)
-    if pages.stride(0) % 16 or pages.storage_offset() % 16 or d % 16:
+    if packed and (pages.stride(0) % 16 or pages.storage_offset() % 16 or d % 16):
         raise ValueError(f"{where}: expected d and the pages' stride in multiples of 16, got {d} and {pages.stride(0)}")
     if not 0 <= num_keys <= tables.shape[1] * PAGE:
         raise ValueError(f"{where}: expected num_keys in 0..{tables.shape[1] * PAGE}, got {num_keys}")
@@ -101,6 +112,6 @@ def index_scores_paged(
     for i, length in enumerate(lengths.tolist()):
         check_range(where, f"tables[{i}]", tables[i, : -(-length // PAGE)], 0, pages.shape[0])
         if length:
-            values, scales = read_index_pages(pages, tables[i], length)
+            values, scales = _keys(pages, tables[i], length)
             out[i, :length] = index_scores(q[i : i + 1], values, w[i : i + 1], length - 1, scales)[0]
     return out

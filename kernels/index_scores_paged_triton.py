@@ -1,4 +1,4 @@
-"""Index scores over pages on a GPU: bound by reading 132 bytes a key once, so pages are tiles, many in flight."""
+"""Index scores over pages on a GPU: bound by reading every key once, so pages are tiles, many in flight."""
 
 import torch
 import triton
@@ -10,13 +10,15 @@ from kernels.index_scores_triton import empty_scores, num_processors
 PROGRAMS_AN_SM = 8
 ROUNDS = 4  # programs that follow each other on an SM: evens out sequences of different lengths
 MAX_PAGES_A_PROGRAM = 32
+LAUNCH = {1: (4, 4), 2: (4, 3), 4: (8, 2)}  # warps and stages by bytes of an element
 
 
 @triton.jit(do_not_specialize=["num_keys", "pages_a_program"])
 def index_scores_paged_kernel(
     q_ptr, values_ptr, scales_ptr, w_ptr, tables_ptr, lengths_ptr, out_ptr,
     num_keys, pages_a_program, page_stride, table_stride, out_stride,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
+    SCALED: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
 ):  # fmt: skip
     # one program: one sequence, a run of its pages
     sequence = tl.program_id(1).to(tl.int64)
@@ -36,9 +38,12 @@ def index_scores_paged_kernel(
     for page in range(first, filled):
         base = tl.load(table + page).to(tl.int64) * page_stride
         k = tl.load(values_ptr + base + place[:, None] * DIM + dims[None, :], mask=(dims < DIM)[None, :], other=0.0)
-        scale = tl.load(scales_ptr + base // 4 + place)
-        dots = tl.dot(k, tl.trans(q))  # [t, h]
-        scores = tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1) * scale
+        if SCALED:  # asked for before the product, which hides the wait
+            scale = tl.load(scales_ptr + base // 4 + place)
+        dots = tl.dot(k, tl.trans(q), input_precision="tf32x3")  # [t, h]
+        scores = tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1)
+        if SCALED:
+            scores *= scale
         key = page * PAGE + place
         tl.store(row_out + key, tl.where(key < length, scores, float("-inf")), mask=key < num_keys)
     for page in range(tl.maximum(first, filled), last):
@@ -57,10 +62,15 @@ def index_scores_paged_triton(
     num_pages = triton.cdiv(num_keys, PAGE)
     wanted = triton.cdiv(b * num_pages, num_processors(q.device) * PROGRAMS_AN_SM * ROUNDS)
     pages_a_program = min(MAX_PAGES_A_PROGRAM, triton.next_power_of_2(wanted))
+    packed = pages.dtype == torch.uint8
+    num_warps, num_stages = LAUNCH[q.element_size()]
+    values, scales = pages, w
+    if packed:
+        values, scales = pages.view(torch.float8_e4m3fn), pages[:, PAGE * d :].view(torch.float32)
     index_scores_paged_kernel[(triton.cdiv(num_pages, pages_a_program), b)](
-        q, pages.view(torch.float8_e4m3fn), pages[:, PAGE * d :].view(torch.float32), w, tables, lengths, out,
-        num_keys, pages_a_program, pages.stride(0), tables.stride(0), out.stride(0),
+        q, values, scales, w, tables, lengths, out,
+        num_keys, pages_a_program, pages.stride(0), tables.stride(0), out.stride(0), SCALED=packed,
         HEADS=h, DIM=d, BLOCK_H=max(16, triton.next_power_of_2(h)), BLOCK_D=max(32, triton.next_power_of_2(d)),
-        PAGE=PAGE, num_warps=4, num_stages=4,
+        PAGE=PAGE, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return out

@@ -84,6 +84,27 @@ def topk(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tensor:
     return mask_to_ids(topk_mask(scores, k, visible), k)
 
 
+def topk_ranks(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tensor:
+    """Places of the k best visible keys of every query: one choice that holds those of all smaller k.
+
+    Args: as `topk_mask`.
+
+    Returns:
+        [s, t], int32: 0 for the best key, k for keys that are not among the k best. `topk_ranks(...) < j` equals
+        `topk_mask(scores, j, visible)` for every j up to k.
+    """
+    s, t = scores.shape
+    ids = topk(scores, k, visible).long()
+    known = ids >= 0
+    found = scores.gather(1, ids.clamp_min(0))
+    found = torch.where(known & ~found.isnan(), found, float("-inf")) + 0.0
+    # ids ascend and -1 stands last, so a stable sort gives equal scores to the smaller index
+    best = torch.where(known, ids, t).gather(1, found.sort(dim=1, descending=True, stable=True).indices)
+    places = torch.arange(k, dtype=torch.int32, device=scores.device)
+    ranks = torch.full((s, t + 1), k, dtype=torch.int32, device=scores.device)  # the last column takes the -1
+    return ranks.scatter_(1, best, places.expand(s, k))[:, :t]
+
+
 def _check(where: str, scores: torch.Tensor, k: int, visible: torch.Tensor) -> None:
     if k < 1:
         raise ValueError(f"{where}: expected k of at least 1, got {k}")

@@ -46,7 +46,7 @@ MAX_AT_ONCE = 8192  # entries of a list that is chosen from in registers
 class Design:
     """fast: a shorter gathering pass first; at_once: choose from a list in registers; row: rows of up to 8,192 scores
     are not gathered at all; split: several programs gather a row if rows are few; bounded: a missed pivot costs one
-    more pass, any row nine at most, and choices interpolate (`topk_bounded_triton`; needs the three before)."""
+    more pass, any row seven reads at most, and choices interpolate (`topk_bounded_triton`; needs the three before)."""
 
     fast: bool = False
     at_once: bool = False

@@ -1,26 +1,34 @@
 """Indexer recall on one request: which keys would each selector read, and what of dense attention would that lose?"""
 
+import itertools
 import random
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
+from kernels import attention_mass
 from kernels.attention_mass import attention_scores
 from kernels.index_scores import index_scores
-from kernels.topk import topk_mask
+from kernels.topk import topk_ranks
 from model.errors import ModelError
 from model.request import Attention, ProbeResult, Probes, Selector
 from model.segment import Segment
-from model.selection import select
+from model.selection import random_scores, recency_ranks
 
 if TYPE_CHECKING:
     from model.attention import MLA
 
-COLUMNS = (
-    "position", "phase", "layer", "selector", "k", "visible",
-    "mass", "oracle_mass", "topk_recall", "output_error", "needle_coverage",
-)  # fmt: skip
+MEASURES = ("mass", "oracle_mass", "topk_recall", "output_error", "needle_coverage")
+COLUMNS = ("position", "phase", "layer", "selector", "k", "visible", *MEASURES)
+
+
+class _Measured(NamedTuple):
+    """A few queries at one layer: how many keys each sees, and columns [ks * selectors, queries] on their device."""
+
+    phase: str
+    layer: int
+    visible: list[int]
+    columns: dict[str, torch.Tensor]
 
 
 def sampled_positions(probes: Probes, prompt_tokens: int) -> list[int]:
@@ -44,72 +52,116 @@ class Probe:
         self.prompt_tokens = prompt_tokens
         self.prompt_positions = sampled_positions(spec, prompt_tokens)
         self.phase: Literal["prompt", "answer"] = "prompt"
-        needle = sorted({p for start, end in spec.needles for p in range(start, end)})
-        self._needle = torch.tensor(needle, dtype=torch.long)
-        self._rows: list[dict[str, Any]] = []  # columns of a few queries each, on their device until the end
+        self._needle = tuple(sorted({p for start, end in spec.needles for p in range(start, end)}))
+        self._measured: list[_Measured] = []
+        self._copies: dict[tuple[torch.device, tuple[int, ...]], torch.Tensor] = {}
 
-    def wanted(self, segment: Segment) -> torch.Tensor:
-        """Rows of a segment that are probed, [r], ascending."""
+    def wanted(self, segment: Segment) -> list[int]:
+        """Rows of a segment that are probed, ascending."""
         if self.phase == "answer":
-            return torch.arange(segment.length, device=segment.device)
-        inside = [p - segment.start for p in self.prompt_positions if segment.start <= p < segment.stop]
-        return torch.tensor(inside, dtype=torch.long, device=segment.device)
+            return list(range(segment.length))
+        return [p - segment.start for p in self.prompt_positions if segment.start <= p < segment.stop]
 
     def measure(self, layer: "MLA", q: torch.Tensor, kv: torch.Tensor, segment: Segment) -> None:
         """Probe one layer: q are the segment's rotated queries, kv its cache up to and with the segment."""
-        rows = self.wanted(segment)
-        if not len(rows):
+        wanted = self.wanted(segment)
+        if not wanted:
             return
+        rows = self._on(segment.device, tuple(wanted))
         positions = rows + segment.start
         queries = layer.absorb(q[rows])
-        keys = layer.layout.keys(kv)
-        for tile, scores in attention_scores(queries, keys, layer.config.softmax_scale, positions):
-            self._tile(layer, kv, segment, rows[tile], positions[tile], scores)
+        keys, values = layer.layout.keys(kv), layer.layout.values(kv).float()
+        for tile, logits in attention_scores(queries, keys, layer.config.softmax_scale, positions):
+            columns = self._tile(layer, values, segment, rows[tile], positions[tile], logits)
+            seen = [segment.start + row + 1 for row in wanted[tile]]
+            self._measured.append(_Measured(self.phase, layer.layer, seen, columns))
+
+    def _on(self, device: torch.device, numbers: tuple[int, ...]) -> torch.Tensor:
+        """Numbers as int64 on a device, copied once: every copy to a GPU waits for it."""
+        key = device, numbers
+        if key not in self._copies:
+            self._copies[key] = torch.tensor(numbers, dtype=torch.int64, device=device)
+        return self._copies[key]
 
     def _tile(
-        self, layer: "MLA", kv: torch.Tensor, segment: Segment, rows: torch.Tensor, positions: torch.Tensor,
+        self, layer: "MLA", values: torch.Tensor, segment: Segment, rows: torch.Tensor, positions: torch.Tensor,
         logits: torch.Tensor,
-    ) -> None:  # fmt: skip
-        probabilities = logits.softmax(-1)  # [r, h, t]
+    ) -> dict[str, torch.Tensor]:  # fmt: skip
+        """What a few queries lose at one layer under every selector and k, a column [ks * selectors, r] each.
+
+        Args:
+            values: [t, g, c] float32. rows: of the segment, [r]. logits: dense attention's, [r, h, t] float32.
+        """
+        probabilities = logits.softmax(-1)
         mass = probabilities.mean(1)  # [r, t]
-        visible = positions + 1
-        values = layer.layout.values(kv).float()  # [t, g, c]
         dense = _read(layer, probabilities, values)  # [r, h, v]
         dense_norm = dense.flatten(1).norm(dim=1)
-        needle = self._needle.to(positions.device)
-        cached: dict[Selector, torch.Tensor] = {"oracle": mass}
-        for k in self.spec.ks:
-            oracle = topk_mask(mass, k, visible)
-            oracle_mass = (mass * oracle).sum(1)
-            for selector in self.spec.selectors:
-                choice = Attention(topk=k, selector=selector, seed=self.attention.seed)
-                scores = _scores(cached, segment, rows)
-                chosen = oracle if selector == "oracle" else select(choice, layer.layer, positions, kv.shape[0], scores)
-                # a softmax of its own: a head may have left the selected keys no mass that float32 can hold
-                kept = logits.masked_fill(~chosen[:, None], float("-inf")).softmax(-1)
-                sparse = _read(layer, kept, values)
-                self._rows.append({
-                    "position": positions, "phase": self.phase, "layer": layer.layer, "selector": selector, "k": k,
-                    "visible": visible,
-                    "mass": (mass * chosen).sum(1),
-                    "oracle_mass": oracle_mass,
-                    "topk_recall": (chosen & oracle).sum(1) / oracle.sum(1),
-                    "output_error": (dense - sparse).flatten(1).norm(dim=1) / dense_norm,
-                    "needle_coverage": _coverage(chosen, needle, positions),
-                })  # fmt: skip
+        ranks, oracle_ranks = self._ranks(layer, segment, rows, positions, mass)
+        sizes = self._on(positions.device, self.spec.ks)[:, None, None, None]
+        chosen = ranks < sizes  # [ks, selectors, r, t]
+        oracle = (oracle_ranks < sizes).expand_as(chosen).flatten(0, 1)
+        chosen = chosen.flatten(0, 1)
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in MEASURES}
+        step = together(logits)
+        for top in range(0, len(chosen), step):
+            some, best = chosen[top : top + step], oracle[top : top + step]  # [b, r, t]
+            # a softmax of its own: a head may have left the selected keys no mass that float32 can hold
+            kept = logits.masked_fill(~some[:, :, None], float("-inf")).softmax(-1)
+            sparse = _read(layer, kept.flatten(0, 1), values).unflatten(0, some.shape[:2])
+            parts["mass"].append((mass * some).sum(-1))
+            parts["oracle_mass"].append((mass * best).sum(-1))
+            parts["topk_recall"].append((some & best).sum(-1) / best.sum(-1))
+            parts["output_error"].append((dense - sparse).flatten(2).norm(dim=2) / dense_norm)
+            parts["needle_coverage"].append(self._coverage(some, positions))
+        return {name: torch.cat(found) if len(found) > 1 else found[0] for name, found in parts.items()}
+
+    def _ranks(
+        self, layer: "MLA", segment: Segment, rows: torch.Tensor, positions: torch.Tensor, mass: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order in which each selector takes its keys, [selectors, r, t] int32, and the oracle's [r, t].
+
+        One choice of the largest k holds those of all others, and all scores are ranked together.
+        """
+        largest, num_keys = max(self.spec.ks), mass.shape[1]
+        scores: dict[Selector, torch.Tensor] = {"oracle": mass}
+        for selector in self.spec.selectors:
+            if selector == "random":
+                scores[selector] = random_scores(self.attention.seed, layer.layer, positions, num_keys)
+            elif selector == "indexer":
+                if segment.scorer is None:
+                    raise ModelError("recall: selector indexer: this model has no trained indexer")
+                queries, keys, weights = segment.scorer
+                # rows are ascending, so row i of r sees no key behind t - r + i
+                scores[selector] = index_scores(queries[rows], keys, weights[rows], len(keys) - len(rows))
+        visible = (positions + 1).repeat(len(scores))
+        ranked = topk_ranks(torch.cat(list(scores.values())), largest, visible).unflatten(0, (len(scores), -1))
+        ranks = dict(zip(scores, ranked, strict=True))
+        if "recency" in self.spec.selectors:
+            ranks["recency"] = recency_ranks(largest, positions, num_keys)
+        return torch.stack([ranks[selector] for selector in self.spec.selectors]), ranks["oracle"]
+
+    def _coverage(self, chosen: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Share of the needle's tokens in each set [b, r, t] -> [b, r]; NaN where the needle is not wholly visible."""
+        if not self._needle:
+            return torch.full(chosen.shape[:2], float("nan"), device=chosen.device)
+        # a needle that lies beyond is seen by nobody
+        inside = self._on(chosen.device, self._needle).clamp_max(chosen.shape[2] - 1)
+        share = chosen[:, :, inside].float().mean(2)
+        return share.masked_fill(positions < self._needle[-1], float("nan"))
 
     def _columns(self) -> dict[str, list[Any]]:
         """All rows as columns; one copy from the device for each, so that no step has to wait for it."""
-        if not self._rows:
-            return {name: [] for name in COLUMNS}
-        columns: dict[str, list[Any]] = {}
-        for name in COLUMNS:
-            found = [row[name] for row in self._rows]
-            if isinstance(found[0], torch.Tensor):
-                columns[name] = torch.cat(found).tolist()
-            else:
-                counts = [len(row["position"]) for row in self._rows]
-                columns[name] = [value for value, count in zip(found, counts, strict=True) for _ in range(count)]
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        for tile in self._measured:
+            for k, selector in itertools.product(self.spec.ks, self.spec.selectors):
+                same = {"phase": tile.phase, "layer": tile.layer, "selector": selector, "k": k}
+                for name, value in same.items():
+                    columns[name] += [value] * len(tile.visible)
+                columns["position"] += [n - 1 for n in tile.visible]
+                columns["visible"] += tile.visible
+        if self._measured:
+            for name in MEASURES:
+                columns[name] = torch.cat([tile.columns[name].flatten() for tile in self._measured]).tolist()
         columns["needle_coverage"] = [None if share != share else share for share in columns["needle_coverage"]]
         return columns
 
@@ -129,21 +181,9 @@ class Probe:
         )
 
 
-def _scores(
-    cached: dict[Selector, torch.Tensor], segment: Segment, rows: torch.Tensor
-) -> Callable[[Selector], torch.Tensor]:
-    """Scores of the probed rows, the indexer's computed once for all k."""
-
-    def scores(selector: Selector) -> torch.Tensor:
-        if selector not in cached:
-            if segment.scorer is None:
-                raise ModelError("recall: selector indexer: this model has no trained indexer")
-            queries, keys, weights = segment.scorer
-            # rows are ascending, so row i of r sees no key behind t - r + i
-            cached[selector] = index_scores(queries[rows], keys, weights[rows], len(keys) - len(rows))
-        return cached[selector]
-
-    return scores
+def together(logits: torch.Tensor) -> int:
+    """Sets of keys that are read in one go: on a GPU as many as fit a tile's memory, since launches cost more there."""
+    return max(1, attention_mass.TILE_BYTES // logits.nbytes) if logits.is_cuda else 1
 
 
 def _read(layer: "MLA", probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -153,15 +193,3 @@ def _read(layer: "MLA", probabilities: torch.Tensor, values: torch.Tensor) -> to
     grouped = probabilities.unflatten(1, (g, h // g)).permute(1, 0, 2, 3).reshape(g, -1, t)
     out = torch.bmm(grouped, values.transpose(0, 1)).view(g, r, h // g, -1).permute(1, 0, 2, 3).flatten(1, 2)
     return layer.up_project(out)
-
-
-def _coverage(chosen: torch.Tensor, needle: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Share of the needle's tokens that each query selected; NaN for a query that does not see the whole needle.
-
-    needle: positions of its tokens, ascending, on the device of the others.
-    """
-    if not len(needle):
-        return torch.full(positions.shape, float("nan"), device=positions.device)
-    inside = needle.clamp_max(chosen.shape[1] - 1)  # a needle that lies beyond is seen by nobody
-    share = chosen[:, inside].float().mean(1)
-    return share.masked_fill(positions < needle[-1], float("nan"))

@@ -22,6 +22,17 @@ def recency_mask(k: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor
     return (cols <= rows) & ((cols < sinks) | (cols > rows - (k - sinks)) | (rows < k))
 
 
+def recency_ranks(k: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor:
+    """Place of each key in the order in which the recency selector takes them, [s, num_keys] int32, k if beyond.
+
+    `recency_ranks(k, ...) < j` equals `recency_mask(j, ...)` for every j up to k.
+    """
+    rows = positions[:, None]
+    cols = torch.arange(num_keys, device=positions.device)[None, :]
+    ranks = torch.where(cols < SINKS, cols, SINKS + rows - cols)
+    return torch.where(cols <= rows, ranks.clamp_max(k), k).to(torch.int32)
+
+
 def recency_ids(k: int, positions: torch.Tensor) -> torch.Tensor:
     """The same keys as ids, [s, k] int32, ascending, -1 last."""
     rows = positions[:, None]

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.attention_mass import attention_mass
+from kernels.attention_mass import attention_mass, attention_mass_paged
 from kernels.index_scores import index_scores
 from kernels.index_scores_paged import index_scores_paged
 from kernels.topk import topk, topk_mask
@@ -80,27 +80,21 @@ def choose_for_rows(layer: MLA, queries: torch.Tensor, rows: Rows, pages: LayerP
 
 
 def _index_scores(rows: Rows) -> torch.Tensor:
-    """[R, num_keys] float32; FP8 pages are read in place, others are copied row by row."""
+    """[R, num_keys] float32; the pages are read in place."""
     scorer = rows.scorer
     if scorer is None:
         raise ModelError(NO_INDEXER)
-    if scorer.store.dtype == torch.uint8:
-        return index_scores_paged(
-            scorer.queries, scorer.store, scorer.weights, rows.tables, rows.lengths, rows.num_keys
-        )
-    out = torch.empty(len(rows.ids), rows.num_keys, dtype=torch.float32, device=rows.ids.device)
-    for i in range(len(rows.ids)):
-        one = slice(i, i + 1)
-        keys, _ = scorer.keys(rows.tables[i], rows.num_keys)
-        out[one] = index_scores(scorer.queries[one], keys, scorer.weights[one], rows.lengths[one] - 1)
-    return out
+    return index_scores_paged(scorer.queries, scorer.store, scorer.weights, rows.tables, rows.lengths, rows.num_keys)
 
 
 def _oracle_scores(layer: MLA, queries: torch.Tensor, rows: Rows, pages: LayerPages) -> torch.Tensor:
-    """Dense attention mass, [R, num_keys] float32; every request's rows are copied in turn."""
+    """Dense attention mass, [R, num_keys] float32; packed rows are unpacked request by request."""
+    scale = layer.config.softmax_scale
+    if not pages.packed:
+        return attention_mass_paged(queries, layer.layout.keys(pages.flat), scale, rows.tables, rows.lengths)
     out = torch.empty(len(rows.ids), rows.num_keys, dtype=torch.float32, device=queries.device)
     for i in range(len(rows.ids)):
         keys = layer.layout.keys(pages.rows(rows.tables[i]))
         one = slice(i, i + 1)
-        out[one] = attention_mass(queries[one], keys, layer.config.softmax_scale, rows.lengths[one] - 1)
+        out[one] = attention_mass(queries[one], keys, scale, rows.lengths[one] - 1)
     return out

@@ -20,7 +20,7 @@ from model.serving.decoder import NOT_FINITE, Decoder, Outputs
 from model.serving.forward import head
 from model.serving.lanes import Lane, open_lanes, packs
 from model.serving.pages import chunk_keys
-from model.serving.prompter import Prompter
+from model.serving.prompter import Prompter, is_small
 from model.serving.schedule import Schedule
 from model.serving.sequence import PagedSequence
 from model.serving.shape import SHAPES, Shape, numerics
@@ -50,7 +50,7 @@ class PagedEngine:
         shape: Shape | None = None,
         cache_bytes: int | None = None,
         graphs: bool = True,
-        prompt_graphs: bool = False,
+        prompt_graphs: bool | None = None,
     ) -> None:
         """Load weights (path, dtype, indexer: see `load_model`) and tokenizer, and take the cache's memory.
 
@@ -59,7 +59,8 @@ class PagedEngine:
             shape: None is the device's of SHAPES; another one may change last bits.
             cache_bytes: for pages; None is all that is free on a GPU, 1 GiB on a CPU.
             graphs: decode through CUDA graphs; False launches every kernel anew, for debugging: the same bits.
-            prompt_graphs: the first chunk of prompts as well, for many short prompts through a small model.
+            prompt_graphs: chunks of prompts as well, once one of the same place and size has come a few times; None is
+                for small models (`prompter.is_small`), whose chunks are bound by launches.
 
         Raises:
             ModelError: as `load_model` and `load_encoding`; no GPU; no memory for pages.
@@ -84,7 +85,7 @@ class PagedEngine:
         shape: Shape | None = None,
         cache_bytes: int | None = None,
         graphs: bool = True,
-        prompt_graphs: bool = False,
+        prompt_graphs: bool | None = None,
     ) -> "PagedEngine":
         """An engine around a model that is already in memory, on the model's device. Arguments as above."""
         engine = cls.__new__(cls)
@@ -99,7 +100,7 @@ class PagedEngine:
         shape: Shape | None,
         cache_bytes: int | None,
         graphs: bool,
-        prompt_graphs: bool,
+        prompt_graphs: bool | None,
     ) -> None:
         self.model = model
         self.encoding = encoding
@@ -114,7 +115,7 @@ class PagedEngine:
         self.prefill_budget = self.shape.budget
         # torch's forms of the kernels wait for the host
         self.graphs = graphs and self.device == "cuda" and not switch.FORCE_TORCH
-        self.prompt_graphs = self.graphs and prompt_graphs
+        self.prompt_graphs = self.graphs and (is_small(model.config) if prompt_graphs is None else prompt_graphs)
         self.stats = Stats()
         if self.device == "cuda":
             # sums of bfloat16 products stay in float32 between the parts of a split product
@@ -211,7 +212,8 @@ class PagedEngine:
             self._score(sequence, hidden, start, stop)
         elif stop == len(sequence.prompt) and not sequence.generated:
             sequence.take(sequence.sampler.next(head(self.model, hidden[stop - start - 1 : stop - start])[0]))
-        self._wait()
+        if stop == len(sequence.prompt):
+            self._wait()  # behind a chunk in the middle the next one is launched at once
         self.stats.prefill_seconds += time.perf_counter() - began
         self.stats.prefill_tokens += stop - start
         self.stats.prefill_steps += 1
@@ -287,7 +289,7 @@ class PagedEngine:
         variant, probe = sequence.request.variant, sequence.probe
         if variant not in self._prompters:
             self._prompters[variant] = Prompter(
-                self.model, self.lane(sequence).pool, sequence.attention, self._outputs, self.shape.granule,
+                self.model, self.lane(sequence).pool, sequence.attention, self._outputs, self.shape,
                 self.prompt_graphs, self.stats,
             )  # fmt: skip
         if probe is not None and probe.phase == "prompt":

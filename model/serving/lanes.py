@@ -7,9 +7,10 @@ import torch
 
 from model.config import ModelConfig
 from model.request import Attention, IndexDtype
-from model.serving.memory import plan_pages, working_bytes
+from model.serving.memory import plan_pages, prompt_bytes, working_bytes
 from model.serving.pages import Pages
 from model.serving.pool import PagePool, pool_page_bytes, takes_packed
+from model.serving.prompter import GRAPH_CONTEXT
 from model.serving.shape import Shape
 
 
@@ -46,9 +47,9 @@ def open_lanes(
             asked.add(attention.index_dtype or config.indexer.dtype)
     index = {packed: tuple(sorted(asked)) for packed, asked in kinds.items()}
     sizes = [pool_page_bytes(config, dtype, packed, index[packed]) for packed in kinds]
-    working = working_bytes(
-        config, dtype.itemsize, shape.rows, shape.chunk * (2 if prompt_graphs else 1), config.max_positions
-    )
+    working = working_bytes(config, dtype.itemsize, shape.rows, shape.chunk, config.max_positions)
+    if prompt_graphs:  # they keep what the largest of them needs
+        working += prompt_bytes(config, dtype.itemsize, shape.chunk, min(GRAPH_CONTEXT, config.max_positions))
     counts = plan_pages(sizes, shape.rows, config.max_positions, working, device, cache_bytes)
     lanes = {}
     for packed, count in zip(kinds, counts, strict=True):

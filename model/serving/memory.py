@@ -7,7 +7,7 @@ import torch
 from kernels.fp8_cache import PAGE
 from model.config import ModelConfig
 from model.errors import ModelError
-from model.serving.choose import SCORE_BYTES
+from model.serving.choose import RANDOM_TEMPORARIES, SCORE_BYTES
 from model.serving.forms import EXPAND_BYTES
 
 CPU_CACHE_BYTES = 1 << 30
@@ -20,6 +20,24 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
 
     itemsize: bytes of an element of the model. context: tokens of the longest request.
     """
+    a_token, a_key = _token_bytes(config, itemsize), _key_bytes(config, itemsize)
+    prompt = chunk * a_token + context * a_key + SCORE_BYTES + EXPAND_BYTES
+    logits = max(num_rows, 256) * config.vocab_size * 12
+    scores = num_rows * context * 4 * 3
+    decode = num_rows * (a_token + SPLITS * config.num_heads * config.kv_lora_rank * 4) + scores
+    return prompt + decode + logits
+
+
+def prompt_bytes(config: ModelConfig, itemsize: int, chunk: int, context: int) -> int:
+    """An upper estimate of what a chunk alone needs up to `context` tokens: the memory that graphs of prompts keep."""
+    scores = min(SCORE_BYTES, chunk * context * 4 * RANDOM_TEMPORARIES)
+    width = 2 * (config.nope_dim + config.v_dim) + config.query_dim  # a head's keys and values, as `heads_at_once` says
+    expanded = min(EXPAND_BYTES, config.num_heads * context * width * itemsize)
+    return chunk * _token_bytes(config, itemsize) + context * _key_bytes(config, itemsize) + scores + expanded
+
+
+def _token_bytes(config: ModelConfig, itemsize: int) -> int:
+    """What a chunk's token takes on its way through a layer."""
     wide = config.num_heads * max(config.kv_width, config.query_dim + config.v_dim)
     a_token = wide * (4 * itemsize + 8)  # queries, absorbed and rotated, outputs
     a_token += config.hidden_size * (4 * itemsize + 8) + 3 * config.intermediate_size * (itemsize + 4)
@@ -29,14 +47,15 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
         a_token += config.moe.num_active * (
             config.moe.intermediate_size * (3 * itemsize + 12) + config.hidden_size * (itemsize + 4)
         )
-    a_key = config.kv_width * (2 * itemsize + 14)  # a copy in order, in float32 on its way from FP8
+    return a_token
+
+
+def _key_bytes(config: ModelConfig, itemsize: int) -> int:
+    """What a cached token takes while a chunk reads it: a copy in order, in float32 on its way from FP8."""
+    a_key = config.kv_width * (2 * itemsize + 14)
     if config.indexer is not None:
         a_key += config.indexer.head_dim * 9
-    prompt = chunk * a_token + context * a_key + SCORE_BYTES + EXPAND_BYTES
-    logits = max(num_rows, 256) * config.vocab_size * 12
-    scores = num_rows * context * 4 * 3
-    decode = num_rows * (a_token + SPLITS * config.num_heads * config.kv_lora_rank * 4) + scores
-    return prompt + decode + logits
+    return a_key
 
 
 def plan_pages(

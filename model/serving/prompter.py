@@ -1,22 +1,37 @@
-"""Chunks of prompts through the model: padded to few shapes, and on a GPU, if asked for, as captured graphs."""
+"""Chunks of prompts through the model: padded to few shapes, and for small models on a GPU as captured graphs."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from kernels.fp8_cache import PAGE
+from model.config import ModelConfig
 from model.probe import Probe
 from model.request import Attention, IndexDtype
 from model.serving.decoder import Outputs, capture
 from model.serving.forward import run_chunk
 from model.serving.pool import SCRATCH, PagePool
+from model.serving.shape import Shape
 from model.serving.stats import Stats
 from model.serving.step import Chunk
 from model.transformer import Transformer
 
-Key = tuple[IndexDtype | None, int]
+# A chunk of a small model costs its launches, 40 to 110 a layer, and not its products. A graph holds the kernels'
+# arguments, the position among them: there is one for each (start, rows), which prompts of like length share.
+SMALL = 1024  # hidden size, and width of all heads' values, up to which that is so
+USES = 3  # a shape is captured when it comes for the third time: a capture costs about three runs
+MAX_GRAPHS = 32  # of a variant: about a thousand kernels each
+GRAPH_CONTEXT = 16_384  # tokens up to which chunks are captured: bounds the memory that graphs keep
+
+Key = tuple[IndexDtype | None, int, int]
+
+
+def is_small(config: ModelConfig) -> bool:
+    """Whether launches bound a chunk's time, so that graphs of prompts are worth their memory."""
+    return max(config.hidden_size, config.num_heads * config.v_dim) <= SMALL
 
 
 class Prompter:
@@ -28,21 +43,23 @@ class Prompter:
         pool: PagePool,
         attention: Attention,
         outputs: Outputs,
-        granule: int,
+        shape: Shape,
         graphs: bool,
         stats: Stats,
     ) -> None:
-        """granule: rows are padded to a multiple of this. graphs: capture the first chunk of a prompt, by its length:
-        short prompts are bound by launches, and there are as many graphs as granules in a chunk."""
+        """shape: rows are padded to a multiple of its granule. graphs: capture chunks whose start and rows come often.
+        A probed chunk is never captured."""
         self.model = model
         self.pool = pool
         self.attention = attention
         self.outputs = outputs
-        self.granule = granule
+        self.shape = shape
         self.graphs = graphs
         self.stats = stats
         self.device = outputs.tokens.device
-        self._steps: dict[Key, tuple[torch.Tensor, torch.Tensor, Callable[[], None]]] = {}
+        self._uses: Counter[Key] = Counter()
+        self._steps: dict[Key, tuple[torch.Tensor, Callable[[], None]]] = {}
+        self._out: torch.Tensor | None = None  # of all graphs
 
     def run(
         self,
@@ -57,14 +74,27 @@ class Prompter:
         Returns:
             [rows, hidden]; with graphs it is good until the next prompt.
         """
-        length = -(-len(ids) // self.granule) * self.granule
+        length = -(-len(ids) // self.shape.granule) * self.shape.granule
         given = torch.from_numpy(_pack(ids, start, length, pages))
-        if not self.graphs or start > 0 or probe is not None:
-            return self._run(given.to(self.device), start, length, len(ids), index_dtype, probe)
-        static, out, step = self._prepare(index_dtype, length)
-        static.copy_(given)
+        if self.device.type == "cuda":
+            given = given.pin_memory()  # so that the copy need not wait for the chunk before
+        key = index_dtype, start, length
+        if probe is not None or not self._captures(key):
+            given = given.to(self.device, non_blocking=True)
+            return self._run(given, start, length, len(ids), index_dtype, probe)
+        static, step = self._prepare(key)
+        static.copy_(given, non_blocking=True)
         step()
-        return out
+        assert self._out is not None
+        return self._out[:length]
+
+    def _captures(self, key: Key) -> bool:
+        """Whether chunks of this kind run as a graph from now on."""
+        _, start, length = key
+        if not self.graphs or start + length > GRAPH_CONTEXT:
+            return False
+        self._uses[key] += 1
+        return key in self._steps or (self._uses[key] >= USES and len(self._steps) < MAX_GRAPHS)
 
     def _run(
         self,
@@ -90,20 +120,21 @@ class Prompter:
         )
         return run_chunk(self.model, ids, chunk, self.pool)
 
-    def _prepare(
-        self, index_dtype: IndexDtype | None, length: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[], None]]:
-        """What a graph reads, what it writes and its replay; captured when it is first needed."""
-        key = index_dtype, length
+    def _prepare(self, key: Key) -> tuple[torch.Tensor, Callable[[], None]]:
+        """What a graph reads, and its replay; captured when it is first needed."""
         if key not in self._steps:
             began = time.perf_counter()
-            given = torch.from_numpy(_pack((), 0, length, ())).to(self.device)  # padding alone
-            out = torch.empty(length, self.model.config.hidden_size, dtype=self.pool.dtype, device=self.device)
+            index_dtype, start, length = key
+            given = torch.from_numpy(_pack((), start, length, ())).to(self.device)  # padding alone
+            if self._out is None:
+                size = self.shape.chunk, self.model.config.hidden_size
+                self._out = torch.empty(size, dtype=self.pool.dtype, device=self.device)
+            out = self._out[:length]
 
             def run() -> None:
-                out.copy_(self._run(given, 0, length, length, index_dtype, None))
+                out.copy_(self._run(given, start, length, length, index_dtype, None))
 
-            self._steps[key] = given, out, capture(run, self.outputs.memory)
+            self._steps[key] = given, capture(run, self.outputs.memory)
             self.stats.graphs += 1
             self.stats.capture_seconds += time.perf_counter() - began
         return self._steps[key]

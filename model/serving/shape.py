@@ -7,7 +7,7 @@ from kernels.fp8_cache import PAGE
 from model.errors import ModelError
 
 # part of the journal key, by device: raised when the same weights and request would give other bits
-NUMERICS = {"cpu": "cpu-paged-1", "cuda": "cuda-paged-1"}
+NUMERICS = {"cpu": "cpu-paged-1", "cuda": "cuda-paged-2"}
 
 
 class Shape(NamedTuple):

@@ -9,10 +9,12 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 pytest.importorskip("triton", reason="needs triton")
 import model.sequence
+import model.serving.prompter
 from model.chat.encoding import load_encoding
 from model.checkpoint import load_model, resolve
 from model.config import ModelConfig, read_config
 from model.engine import LocalEngine
+from model.probe import Probe
 from model.request import Attention, Probes, Request, Sampling
 from model.sampling import Sampler
 from model.serving.decoder import Decoder
@@ -169,14 +171,16 @@ def test_requests_that_lose_their_pages_come_back_with_the_same_bits(bundled, lo
 
 @pytest.mark.parametrize("prompt_graphs", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_graphs_and_single_launches_give_the_same_bits(bundled, name, prompt_graphs, logits_of):
+def test_graphs_and_single_launches_give_the_same_bits(bundled, name, prompt_graphs, logits_of, monkeypatch):
+    """The longest prompt has a second chunk: that one is captured as well."""
+    monkeypatch.setattr(model.serving.prompter, "USES", 1)
     tiny, variants = bundled("bfloat16"), {name: VARIANTS[name]}
     requests = sampled(variants)
     expected = answers(paged(tiny, variants, graphs=False), requests)
     bits = {seed: torch.stack(steps) for seed, steps in logits_of.items()}
     engine = paged(tiny, variants, prompt_graphs=prompt_graphs)
     assert answers(engine, requests) == expected
-    assert engine.stats.graphs >= (5 if prompt_graphs else 1)
+    assert engine.stats.graphs >= (6 if prompt_graphs else 1)
     assert all(torch.equal(torch.stack(logits_of[seed]), steps) for seed, steps in bits.items())
 
 
@@ -232,6 +236,27 @@ def test_recall_and_log_likelihoods_are_the_cpus(bundled):
         for column in ("mass", "oracle_mass", "topk_recall"):  # near ties may fall either way
             close = [abs(mine[row][column] - theirs[row][column]) < 2e-2 for row in mine]
             assert sum(close) > 0.98 * len(close), column
+
+
+def test_measuring_recall_never_waits_for_the_gpu(bundled, monkeypatch):
+    """Numbers are sent to the GPU once a chunk, columns are fetched once a request: nothing waits in between."""
+    original = Probe._tile
+
+    def strict(self, layer, values, segment, rows, positions, logits):
+        for numbers in (self.spec.ks, self._needle):
+            self._on(rows.device, numbers)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(self, layer, values, segment, rows, positions, logits)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    probes = Probes(queries=8, ks=(16, 64), selectors=("indexer", "oracle", "recency", "random"), needles=((40, 60),))
+    engine = paged(bundled("bfloat16"), {"dense": VARIANTS["dense"]})
+    requests = sampled({"dense": VARIANTS["dense"]}, (300,), probes=probes)
+    expected = answers(engine, requests)  # kernels are compiled
+    monkeypatch.setattr(Probe, "_tile", strict)
+    assert answers(engine, requests) == expected
 
 
 def by_query(result):

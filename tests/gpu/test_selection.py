@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.attention_mass import attention_mass, attention_mass_reference
+from kernels.attention_mass import attention_mass, attention_mass_paged, attention_mass_reference
 from kernels.index_scores import index_scores, index_scores_reference
 from kernels.index_scores_paged import (
     PAGE,
@@ -102,6 +102,20 @@ def test_paged_index_scores_match_the_reference(h, d):
     assert torch.equal(alone[0], actual[4])
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("h, d", [(64, 128), (4, 64), (5, 32)])
+def test_paged_index_scores_of_plain_keys_match_the_reference(h, d, dtype):
+    lengths = torch.tensor([5000, 0, 64, 1, 4097, 65], dtype=torch.int32)
+    pages, tables = torch.randn(480, PAGE, d).to(dtype), torch.randperm(480).view(6, 80).to(torch.int32)
+    q, w = torch.randn(6, h, d).to(dtype), torch.randn(6, h)
+    expected = index_scores_paged_reference(q, pages, w, tables, lengths, 5001)
+    on_gpu = [x.cuda() for x in (q, pages, w, tables, lengths)]
+    actual = index_scores_paged(*on_gpu, 5001)
+    assert relative_error(actual, expected) < SUMS[dtype]
+    alone = index_scores_paged(*(x[4:5] if i != 1 else x for i, x in enumerate(on_gpu)), 5001)
+    assert torch.equal(alone[0], actual[4])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows, cols, k", [(1, 1, 1), (3, 4097, 2048), (300, 9001, 2048), (5, 131_072, 2048)])
 def test_topk_is_the_stable_sort_of_visible_scores(kind, rows, cols, k):
@@ -173,3 +187,21 @@ def test_attention_mass_matches_the_reference(s, t, h, g, d, dtype):
     actual = attention_mass(q, k, d**-0.5, positions)
     assert relative_error(actual, attention_mass_reference(q, k, d**-0.5, positions)) < 10 * SUMS[dtype]
     assert torch.equal(actual[:1], attention_mass(q[:1], k, d**-0.5, positions[:1]))
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("h, g, d", [(8, 1, 160), (128, 1, 576), (9, 3, 64)])
+def test_paged_attention_mass_is_that_of_each_sequences_own_keys(h, g, d, dtype):
+    k = torch.randn(400 * PAGE, g, d, device="cuda").to(dtype)
+    tables = torch.randperm(400, device="cuda").view(4, 100).to(torch.int32)
+    q = torch.randn(4, h, d, device="cuda").to(dtype)
+    lengths = torch.tensor([6400, 0, 4097, 1], dtype=torch.int32, device="cuda")
+    mass = attention_mass_paged(q, k, d**-0.5, tables, lengths)
+    for i, length in enumerate(lengths.tolist()):
+        own = k.unflatten(0, (-1, PAGE))[tables[i].long()].flatten(0, 1)[:length]
+        assert not mass[i, length:].any()
+        if length:
+            expected = attention_mass_reference(q[i : i + 1], own, d**-0.5, length - 1)[0]
+            assert relative_error(mass[i, :length], expected) < 10 * SUMS[dtype]
+    alone = attention_mass_paged(q[2:3], k, d**-0.5, tables[2:3, :65].contiguous(), lengths[2:3])
+    assert torch.equal(alone[0], mass[2, : 65 * PAGE])

@@ -87,7 +87,7 @@ def scored_keys(folder: Path) -> set[str]:
 
 def test_the_gpu_is_named_in_the_manifest_and_on_the_page(experiment: Path, tmp_path: Path) -> None:
     folder = run(experiment, out=tmp_path / "run", replicas=0)
-    assert manifest(folder)["numerics"] == {"dense": "cuda-paged-1", "sparse": "cuda-paged-1"}
+    assert manifest(folder)["numerics"] == {"dense": "cuda-paged-2", "sparse": "cuda-paged-2"}
     assert (manifest(folder)["device"], manifest(folder)["peak_gpu_bytes"]) == (GPU, PEAK)
     assert json.loads((folder / "results.json").read_text())["device"] == GPU
     assert GPU in (folder / "report.html").read_text()

@@ -126,16 +126,32 @@ def test_paged_index_scores_multiply_on_tensor_cores(build, monkeypatch, batch, 
     assert "cp.async" in built.ptx
 
 
+@pytest.mark.parametrize("batch, heads, dim, dtype", [(64, 64, 128, BF16), (64, 4, 64, F32), (1, 64, 128, F32)])
+def test_paged_index_scores_of_plain_keys_compile(build, monkeypatch, batch, heads, dim, dtype):
+    from kernels import index_scores_paged_triton as module
+
+    monkeypatch.setattr(module, "num_processors", lambda device: 132)
+    q, w, tables = empty(batch, heads, dim, dtype=dtype), empty(batch, heads), empty(batch, CONTEXT // 64, dtype=I32)
+    pages, lengths = empty(5000, 64, dim, dtype=dtype), empty(batch, dtype=I32)
+    build(
+        module,
+        "index_scores_paged_kernel",
+        lambda: module.index_scores_paged_triton(q, pages, w, tables, lengths, CONTEXT),
+    )
+
+
+@pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize("name", ["partial_sums_kernel", "attention_mass_kernel"])
 @pytest.mark.parametrize("dtype, h, g, d", [(BF16, 128, 1, 576), (BF16, 9, 3, 64), (F32, 16, 1, 160)])
-def test_attention_mass_compiles(build, monkeypatch, name, dtype, h, g, d):
+def test_attention_mass_compiles(build, monkeypatch, name, dtype, h, g, d, paged):
     from kernels import attention_mass_triton as module
 
     other = {"partial_sums_kernel", "attention_mass_kernel"} - {name}
     monkeypatch.setattr(module, other.pop(), Idle())
     q, k = empty(64, h, d, dtype=dtype), empty(CONTEXT, g, d, dtype=dtype)
-    built = build(module, name, lambda: module.attention_mass_triton(q, k, 0.1, empty(64, dtype=I32)))
-    assert "wgmma" in built.ptx or dtype == F32
+    tables = empty(64, CONTEXT // 64, dtype=I32) if paged else None
+    built = build(module, name, lambda: module.attention_mass_triton(q, k, 0.1, empty(64, dtype=I32), tables))
+    assert "wgmma" in built.ptx or dtype == F32 or paged
 
 
 class Idle:

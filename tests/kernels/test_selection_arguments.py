@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.attention_mass import attention_mass, attention_mass_reference
+from kernels.attention_mass import attention_mass, attention_mass_paged, attention_mass_reference
 from kernels.fp8 import block_matmul, block_matmul_reference, dequantize_blocks, quantize_e4m3, simulate_e4m3
 from kernels.grouped_gemm import expert_mlp, expert_mlp_reference
 from kernels.index_scores import index_scores, index_scores_reference
@@ -65,6 +65,32 @@ def test_attention_mass_of_rows_at_any_position():
     torch.testing.assert_close(mass.sum(1), torch.tensor([1.0, 0.0, 1.0, 1.0]))
 
 
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_paged_index_scores_of_plain_keys_match_the_reference(dtype, error):
+    pages, tables = torch.randn(12, PAGE, 48).to(dtype), torch.randperm(12).view(3, 4).to(torch.int32)
+    q, w, lengths = torch.randn(3, 5, 48).to(dtype), torch.randn(3, 5), torch.tensor([130, 0, 200], dtype=torch.int32)
+    expected = index_scores_paged_reference(q, pages, w, tables, lengths, 201)
+    actual = index_scores_paged(q, pages, w, tables, lengths, 201)
+    assert torch.equal(actual.isneginf(), expected.isneginf())
+    seen = ~expected.isneginf()
+    assert (actual - expected)[seen].norm() < error * expected[seen].norm()
+    assert torch.equal(index_scores_paged(q[2:], pages, w[2:], tables[2:], lengths[2:], 256)[0, :201], actual[2])
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_paged_attention_mass_is_that_of_each_sequences_own_keys(groups):
+    rows, tables = torch.randn(10 * PAGE, groups * 16 + 8), torch.randperm(10)[:9].view(3, 3).to(torch.int32)
+    k = rows[:, 8:].unflatten(1, (groups, 16))
+    q, lengths = torch.randn(3, 6, 16), torch.tensor([130, 0, 192], dtype=torch.int32)
+    mass = attention_mass_paged(q, k, 0.25, tables, lengths)
+    torch.testing.assert_close(mass.sum(1), torch.tensor([1.0, 0.0, 1.0]))
+    for i in (0, 2):
+        own = torch.cat([k[PAGE * p : PAGE * (p + 1)] for p in tables[i].tolist()])[: lengths[i]]
+        expected = attention_mass_reference(q[i : i + 1], own, 0.25, int(lengths[i]) - 1)[0]
+        torch.testing.assert_close(mass[i, : lengths[i]], expected, rtol=1e-5, atol=1e-6)
+        assert not mass[i, lengths[i] :].any()
+
+
 def test_block_matmul_is_the_product_of_what_the_scales_say():
     x, x_scale = quantize_e4m3(torch.randn(5, 200))
     weight, scale = torch.randn(130, 200).to(E4M3), torch.rand(2, 2)
@@ -93,6 +119,7 @@ def test_fp8_experts_round_what_they_multiply():
 
 Q, K, W = torch.zeros(2, 4, 32), torch.zeros(9, 32), torch.zeros(2, 4)
 Q8, PAGES = Q.to(E4M3), torch.zeros(3, page_bytes(32), dtype=torch.uint8)
+KEYS = torch.zeros(PAGE, 1, 32)
 TABLES, LENGTHS = torch.zeros(2, 3, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
 SCORES, VISIBLE = torch.zeros(2, 9), torch.tensor([8, 9])
 X, WEIGHT = torch.zeros(2, 128).to(E4M3), torch.zeros(64, 128).to(E4M3)
@@ -116,7 +143,11 @@ ONE = torch.ones(2, 1)
         (lambda: topk_mask(SCORES, 1, VISIBLE[:1]), r"topk_mask: expected visible \[2\], got \[1\]"),
         (lambda: attention_mass(Q, K, 1.0, 0), r"attention_mass: expected k \[t, g, 32\], got \[9, 32\]"),
         (lambda: attention_mass(Q, torch.zeros(9, 3, 32), 1.0, 0), "multiple of k's 3, got 4"),
-        (lambda: index_scores_paged(Q, PAGES, W, TABLES, LENGTHS, 9), "expected q in float8_e4m3fn, got float32"),
+        (lambda: attention_mass_paged(Q, K[:, None], 1.0, TABLES, LENGTHS), "whole pages of 64 keys, got 9 keys"),
+        (lambda: attention_mass_paged(Q, KEYS, 1.0, TABLES, LENGTHS + 192), r"lengths in 0..192, got 193 at \[0\]"),
+        (lambda: attention_mass_paged(Q, KEYS, 1.0, TABLES + 1, LENGTHS), r"tables\[0\] in 0..0, got 1 at \[0\]"),
+        (lambda: index_scores_paged(Q.int(), PAGES, W, TABLES, LENGTHS, 9), "expected q in float8_e4m3fn or .*int32"),
+        (lambda: index_scores_paged(Q, PAGES, W, TABLES, LENGTHS, 9), r"expected pages \[n, 64, 32\], got \[3, 2304\]"),
         (lambda: index_scores_paged(Q8, PAGES[:, 1:], W, TABLES, LENGTHS, 9), r"expected pages \[n, 2304\]"),
         (lambda: index_scores_paged(Q8, PAGES, W, TABLES, LENGTHS, 193), "num_keys in 0..192, got 193"),
         (lambda: index_scores_paged(Q8, PAGES, W, TABLES, LENGTHS + 9, 9), r"lengths in 0..9, got 10 at \[0\]"),

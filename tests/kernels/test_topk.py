@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.topk import mask_to_ids, topk, topk_mask, topk_reference
+from kernels.topk import mask_to_ids, topk, topk_mask, topk_ranks, topk_reference
 
 
 def adversarial(kind: str, rows: int, cols: int) -> torch.Tensor:
@@ -63,3 +63,15 @@ def test_rows_of_any_positions_choose_within_what_they_see():
 def test_ids_are_ascending_with_minus_one_last():
     mask = torch.tensor([[True, False, True, True], [False, True, False, False], [False, False, False, False]])
     assert mask_to_ids(mask, 3).tolist() == [[0, 2, 3], [1, -1, -1], [-1, -1, -1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows, cols, k", [(1, 1, 3), (5, 600, 200), (33, 100, 128)])
+def test_ranks_hold_the_choices_of_all_smaller_k(kind, rows, cols, k):
+    scores = adversarial(kind, rows, cols)
+    visible = torch.arange(cols - rows + 1, cols + 1).clamp_min(0)
+    ranks = topk_ranks(scores, k, visible)
+    assert ranks.dtype == torch.int32
+    for smaller in (1, 2, k // 2, k):
+        assert torch.equal(ranks < smaller, topk_mask(scores, smaller, visible))
+    assert int(ranks.max()) <= k

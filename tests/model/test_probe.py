@@ -9,7 +9,7 @@ from model.checkpoint import load_model
 from model.engine import LocalEngine
 from model.probe import sampled_positions
 from model.request import Attention, Probes, Request, Sampling
-from model.selection import random_scores
+from model.selection import random_scores, recency_mask, recency_ranks
 from tests.model.helpers import dsa_folder, llama_folder, ours, reference
 from tests.model.matrices import grouped_layer, latent_layer, open_folder
 
@@ -215,6 +215,27 @@ def test_the_tile_of_rows_changes_no_number(setting, monkeypatch):
     assert by_key[0].keys() == by_key[1].keys()
     different = [k for k, numbers in by_key[0].items() if by_key[1][k] != pytest.approx(numbers, abs=1e-5)]
     assert len(different) <= 0.01 * len(by_key[0])  # a near tie may fall either way
+
+
+def test_sets_that_are_read_in_one_go_give_the_same_numbers(setting, monkeypatch):
+    """As on a GPU, where a short text's sets fit together."""
+    _, model, _, selectors = setting
+    prompt = random_prompt()
+    probes = Probes(queries=20, ks=KS, selectors=selectors, needles=NEEDLES)
+    single = answer(model, Attention(), probes, prompt).probes.columns
+    for number in (3, 1000):
+        monkeypatch.setattr("model.probe.together", lambda logits, number=number: number)
+        several = answer(model, Attention(), probes, prompt).probes.columns
+        for name, values in single.items():
+            assert several[name] == (values if isinstance(values[0], str) else pytest.approx(values, abs=1e-5)), name
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 70])
+def test_the_order_of_the_latest_keys_holds_the_choices_of_all_smaller_k(k):
+    positions = torch.tensor([0, 2, 3, 4, 30, 69])
+    ranks = recency_ranks(70, positions, 72)
+    assert torch.equal(ranks < k, recency_mask(k, positions, 72))
+    assert torch.equal(recency_ranks(k, positions, 72) < k, recency_mask(k, positions, 72))
 
 
 def test_queries_that_see_no_more_than_k_lose_nothing(setting):

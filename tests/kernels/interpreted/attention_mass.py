@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import attention_mass_triton as module
-from kernels.attention_mass import attention_mass_reference
+from kernels.attention_mass import attention_mass_paged, attention_mass_reference
 from kernels.attention_mass_triton import attention_mass_triton
 
 
@@ -34,3 +34,17 @@ def test_keys_may_be_slices_of_wider_rows():
     positions = torch.tensor([38, 39], dtype=torch.int32)
     actual = attention_mass_triton(q, k, 0.25, positions)
     torch.testing.assert_close(actual, attention_mass_reference(q, k, 0.25, positions), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("h, g, d, width", [(4, 1, 32, 32), (9, 3, 16, 80), (20, 1, 72, 72)])
+def test_pages_of_each_query_are_read_through_its_table(monkeypatch, h, g, d, width):
+    monkeypatch.setattr(module, "SPLIT", 128)
+    rows = torch.randn(15 * 64, width)
+    k = rows[:, width - g * d :].unflatten(1, (g, d))
+    q, lengths = torch.randn(4, h, d), torch.tensor([130, 0, 192, 1], dtype=torch.int32)
+    tables = torch.randperm(15)[:12].view(4, 3).to(torch.int32)
+    expected = attention_mass_paged(q, k, d**-0.5, tables, lengths)
+    k[tables[0, 2].long() * 64 + 2 :][:62] = float("nan")  # behind the length lies what another request left
+    tables[3, 1:] = 10**6  # never looked up
+    actual = attention_mass_triton(q, k, d**-0.5, lengths - 1, tables)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)

@@ -63,6 +63,18 @@ def test_paged_scores_match_the_reference(h, d):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("h, d", [(64, 128), (4, 64), (5, 24)])
+def test_paged_scores_of_plain_keys_match_the_reference(h, d, dtype):
+    lengths = torch.tensor([130, 0, 64, 1, 200], dtype=torch.int32)
+    pages, tables = torch.randn(20, PAGE, d).to(dtype), torch.randperm(20).view(5, 4).to(torch.int32)
+    q, w = torch.randn(5, h, d).to(dtype), torch.randn(5, h)
+    for num_keys in (200, 256):
+        expected = index_scores_paged_reference(q, pages, w, tables, lengths, num_keys)
+        actual = index_scores_paged_triton(q, pages, w, tables, lengths, num_keys)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
 def filled_pages(num, d, sequences, pages_each):
     """Random keys and scales in all pages, and page tables without a page twice."""
     pages = torch.zeros(num, page_bytes(d), dtype=torch.uint8)

@@ -14,7 +14,8 @@ from tests.model.helpers import dsa_folder, llama_folder, ours
 from tests.model.test_engine import Words
 
 KERNELS = (
-    "attention_mass", "dense_mla", "dense_prefill", "grouped_gemm", "index_scores", "page_slots", "sparse_mla", "topk",
+    "attention_mass", "dense_mla", "dense_prefill", "grouped_gemm", "index_scores",
+    "index_scores_paged", "page_slots", "sparse_mla", "topk",
 )  # fmt: skip
 FOLDERS = {"deepseek": lambda: dsa_folder("deepseek", num_hidden_layers=2), "llama": llama_folder}
 
@@ -44,7 +45,7 @@ def test_kernels_and_torch_forms_give_the_same_tokens(name, attention, gathered,
     called = []
     for module in KERNELS:
         known = importlib.import_module(f"kernels.{module}")
-        monkeypatch.setattr(known, "takes_kernels", lambda x, module=module: called.append(module) or True)
+        monkeypatch.setattr(known, "takes_kernels", lambda *x, module=module: called.append(module) or True)
     with torch.inference_mode():
         assert answers(tiny, requests, attention) == expected
     assert called

@@ -189,9 +189,30 @@ def test_steps_that_are_captured_once_and_replayed_give_the_same_bits(tiny, logi
     for module in (model.serving.decoder, model.serving.prompter):
         monkeypatch.setattr(module, "capture", capture)
     monkeypatch.setattr(model.serving.decoder, "FIRST_BUCKET", 2)
+    monkeypatch.setattr(model.serving.prompter, "USES", 1)
     engine = paged(tiny)
     engine.graphs = engine.prompt_graphs = True
     assert answers(engine, requests) == expected
     assert engine.stats.graphs == len(captured) > 12
     for seed, steps in bits.items():
         assert torch.equal(torch.stack(logits_of[seed]), steps)
+    second = [start for prompter in engine._prompters.values() for _, start, _ in prompter._steps if start > 0]
+    assert set(second) == {256, 512}, "chunks behind the first are captured as well"
+
+
+def test_a_chunk_is_captured_when_its_place_and_size_have_come_often(tiny, logits_of, monkeypatch):
+    captured = []
+    monkeypatch.setattr(model.serving.prompter, "capture", lambda run, memory: captured.append(run) or run)
+    monkeypatch.setattr(model.serving.prompter, "GRAPH_CONTEXT", 512)
+    requests = [ask(str(i), 560 + i, seed=i, variant="indexer", max_tokens=3) for i in range(6)]
+    expected = answers(paged(tiny), requests)
+    engine = paged(tiny)
+    engine.prompt_graphs = True
+    assert answers(engine, requests) == expected
+    assert sorted((start, length) for _, start, length in engine._prompters["indexer"]._steps) == [(0, 256), (256, 256)]
+    assert len(captured) == 2, "what lies behind GRAPH_CONTEXT is launched anew"
+    monkeypatch.setattr(model.serving.prompter, "MAX_GRAPHS", 1)
+    few = paged(tiny)
+    few.prompt_graphs = True
+    assert answers(few, requests) == expected
+    assert few.stats.graphs == 1

@@ -20,6 +20,8 @@ def write_page(path: Path) -> list[Path]:
     """
     if path.suffix != ".json":
         raise HarnessError(f"{path}: expected a file that ends in .json, for its page stands beside it")
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such file; expected what bench kernels or bench attention wrote")
     record = read_json(path)
     if (
         not isinstance(record, dict)

@@ -41,7 +41,8 @@ def cases() -> Iterator[Case]:
         for name in (None, *other_designs()):
             yield Case(
                 kernel="fp8", shape=f"block matmul {rows} x {width} x {d}" + (f", {name}" if name else ""),
-                prepare=blocks(rows, width, d, name), flops=2.0 * rows * width * d, num_bytes=1.0 * d * (width + rows),
+                prepare=blocks(rows, width, d, name), flops=2.0 * rows * width * d,
+                fp8_flops=2.0 * rows * width * d, num_bytes=1.0 * d * (width + rows),
                 tests="block_matmul",
             )  # fmt: skip
     yield Case(
@@ -57,6 +58,7 @@ def cases() -> Iterator[Case]:
                 kernel="expert_mlp",
                 shape=f"fp8, {rows} rows x 8 of 256 experts, 7168 x 2048" + (f", {name}" if name else ""),
                 prepare=experts(rows, name), flops=2.0 * rows * 8 * 3 * 7168 * 2048,
+                fp8_flops=2.0 * rows * 8 * 3 * 7168 * 2048,
                 num_bytes=3.0 * 7168 * 2048 * min(256, rows * 8), tests="expert or grouped or graph or swiglu",
             )  # fmt: skip
 

@@ -20,7 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_a
 from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE, split_rows
 from kernels.layout import KvLayout
-from kernels.sparse_mla_hopper import _even, _odd, _prefetch, _rows, _span, plan_merge, plan_tiles
+from kernels.sparse_mla_hopper import _even, _odd, plan_merge, plan_tiles
+from kernels.sparse_mla_hopper_gather import _prefetch, _rows, _span
 from kernels.sparse_mla_triton import merge_splits
 
 DESIGN = Design(backend="hopper")

@@ -1,5 +1,6 @@
 """The README's tables from results/: `python -m tests.readme_blocks` writes them, test_readme.py compares them."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ TINY = ROOT / "results" / "dsa-tiny"
 TRAINING = ROOT / "results" / "training" / "dsa-tiny.jsonl"
 INDEXER_CARD = ROOT / "model" / "bundled" / "smollm2-indexer" / "README.md"
 INDEXER_TRAINING = ROOT / "results" / "training" / "smollm2-indexer.jsonl"
+INDEXER = ROOT / "results" / "smollm2-indexer"
 SHOWN_TASKS = ("multikey_4", "multivalue_4", "tracking_4", "choice", "tools")  # of the training's own evaluations
 
 
@@ -99,6 +101,18 @@ def mass_block() -> str:
     return "\n".join(lines)
 
 
+def perplexity_block() -> str:
+    """The book's perplexity with k keys, by who chose them."""
+    with (INDEXER / "cells.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "perplexity" and not row["group"]]
+    found = {row["variant"]: float(row["mean"]) for row in rows}
+    lines = ["| Keys | indexer | oracle | recency |", "|:---|---:|---:|---:|"]
+    for k in (256, 128, 64):
+        cells = [f"{found[f'{selector}{k}']:.1f}" for selector in ("indexer", "oracle", "recency")]
+        lines.append(f"| {k} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Dense, all keys: {found['dense']:.1f}."])
+
+
 def tiny_block() -> str:
     """Scores of the bundled model, word by word as they were published."""
     return _section((TINY / "README.md").read_text(encoding="utf-8"), "Scores")
@@ -126,6 +140,7 @@ BLOCKS = (
     (CARD, "training table", TRAINING, training_block),
     (CARD, "results table", TINY / "README.md", tiny_block),
     (INDEXER_CARD, "mass table", INDEXER_TRAINING, mass_block),
+    (INDEXER_CARD, "perplexity table", INDEXER / "cells.csv", perplexity_block),
 )
 
 

@@ -175,6 +175,8 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
         length = max(length, WIDE_LIST)
     programs = s if wide else min(s, NARROW_PROGRAMS * num_processors(scores.device))
     row = ROW if plan.row and k < ROW else 0
+    if plan.bounded and t > ROW:
+        row = 0  # both ways in one program take more registers than four of them leave
     split = plan.split and s <= (BOUNDED_SPLIT_ROWS if plan.bounded else SPLIT_ROWS) and t > max(row, length)
     parts = triton.next_power_of_2(triton.cdiv(t, PART)) if split else 0
     # one allocation: lists of programs, lists of parts, counts of parts, pivots of rows

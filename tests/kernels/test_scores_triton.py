@@ -32,7 +32,7 @@ def build(monkeypatch):
         launch()
         assert stand_in.registers > 0
         assert stand_in.shared <= SHARED_LIMIT
-        assert stand_in.stack <= MAX_STACK or not stand_in.pinned
+        assert stand_in.stack <= MAX_STACK
         return stand_in
 
     return compiled

@@ -27,7 +27,7 @@ from kernels.bench_worker import LOST, MARK
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SECONDS = 420  # a kernel that hangs must not take a whole lease
-TEST_PROCESSES = 4  # of GPU memory each takes a few GiB
+TEST_PROCESSES = 8  # of GPU memory each takes a few GiB
 SILENT_SECONDS = 60  # the longest case, its inputs and its compilation included
 MAX_WORKERS = 8  # each one lost costs a start of about ten seconds
 GONE = "the GPU no longer answered"

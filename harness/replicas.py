@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from harness.plan import PlannedItem
 from harness.work_queue import Batch, Finished, WorkQueue, first_line
 
-MAX_BATCH = 256  # enough for a GPU to go on with while long answers end, few enough to share out evenly
+MAX_BATCH = 512  # enough for a GPU to have many of each variant, few enough to share out evenly
 MAX_TRIES = 3
 MAX_LOST_LOADING = 3
 MAX_LOST_IN_A_ROW = 12  # more than one bad sample can cause on its way to being alone

@@ -30,7 +30,9 @@ class Batch:
 
 
 class WorkQueue:
-    """Longest first, in batches; every item leaves exactly once, finished or as an error.
+    """Longest first, in batches sorted by variant; every item leaves exactly once, finished or as an error.
+
+    Answers of one variant are decoded together and share their prompts' beginnings, so neighbours should be of one.
 
     A batch that was lost comes back in two halves, so that one sample that kills its replica is soon alone; alone it
     gets `max_tries` tries and then becomes an error. Its innocent neighbours finish in the other halves.
@@ -57,6 +59,7 @@ class WorkQueue:
         else:
             share = -(-len(self._waiting) // self._shares)
             items = [self._waiting.popleft() for _ in range(min(share, self._max_batch))]
+            items.sort(key=lambda item: item.variant)
         if not items:
             return None
         self._num_out += len(items)

@@ -1,5 +1,6 @@
 """Replicas die, run out of memory and refuse; the work is finished, once, all the same."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -126,6 +127,20 @@ def test_the_longest_samples_go_first_and_batches_shrink_towards_the_end() -> No
     assert lengths == sorted(lengths, reverse=True)
     assert sizes[0] == 10 and sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
     assert sum(sizes) == 40
+
+
+def test_a_batch_has_each_variants_samples_together_longest_first() -> None:
+    both = [
+        dataclasses.replace(item(f"{variant}{n}", length=n), variant=variant)
+        for n in range(1, 9)
+        for variant in ("sparse", "dense")
+    ]
+    queue = WorkQueue(both, num_replicas=1, max_batch=8, max_tries=3)
+    taken = []
+    while (batch := queue.take()) is not None:
+        taken.append([(one.variant, one.prompt_tokens) for one in batch.open.values()])
+    halves = ([8, 7, 6, 5], [4, 3, 2, 1])
+    assert taken == [[(v, n) for v in ("dense", "sparse") for n in half] for half in halves]
 
 
 def test_a_lost_batch_comes_back_in_halves_until_the_culprit_is_alone() -> None:

@@ -38,14 +38,16 @@ def word_list(category: Literal["adjective", "noun"], split: Split, plain: bool 
 def made_up_word(rng: random.Random) -> str:
     """Syllables, or parts of two words, that no word list has on purpose: only copying helps.
 
-    Halves of training words are what a tokenizer makes of words that it has never seen. A whole word with another's
-    ending lets every word's own token be copied, also of those that are held out: the word itself never is.
+    Halves of training words are what a tokenizer makes of words that it has never seen. A whole word with a number or
+    with another's ending lets every word's own tokens be copied, also of those that are held out: the word itself
+    never is.
     """
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.4:
         nouns = word_list("noun", "all", plain=True)
-        return rng.choice(nouns)[:8] + rng.choice(nouns)[-rng.randint(2, 4) :]
-    if kind < 0.6:
+        ending = str(rng.randrange(100)) if kind < 0.2 else rng.choice(nouns)[-rng.randint(2, 4) :]
+        return rng.choice(nouns) + ending
+    if kind < 0.7:
         nouns = word_list("noun", "training", plain=True)
         first, second = rng.choice(nouns), rng.choice(nouns)
         return first[: rng.randint(2, 5)] + second[-rng.randint(2, 5) :]

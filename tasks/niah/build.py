@@ -1,5 +1,6 @@
 """The documents of a needle task: every length, depth and index, each made from its own seed."""
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from tasks.niah.fitting import largest_fit
 from tasks.niah.needles import NEEDLE_TASKS, Words, draw_needles
 from tasks.niah.options import read_depths, read_lengths, read_samples, read_words
 from tasks.niah.texts import read_sentences
+from tasks.threads import make_all
 
 CountTokens = Callable[[str, str], int]
 DEFAULT_SAMPLES = 20
@@ -93,9 +95,7 @@ def build(
             "cluster": name,
         }
 
-    docs = [
-        make(length, depth, index) for length in all_lengths for depth in all_depths for index in range(num_samples)
-    ]
+    docs = make_all(make, itertools.product(all_lengths, all_depths, range(num_samples)))
     return {"test": datasets.Dataset.from_list(docs)}
 
 

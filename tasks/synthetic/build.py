@@ -18,6 +18,7 @@ from tasks.niah.texts import read_sentences
 from tasks.synthetic import choice
 from tasks.synthetic.sums import draw_sum
 from tasks.synthetic.tools import MAX_FUNCTIONS, as_tools, draw_functions, draw_request
+from tasks.threads import make_all
 from tasks.tool_use.prompt import prompt_messages
 from tasks.words import Vocabulary
 
@@ -159,7 +160,7 @@ def tool_text(doc: Mapping[str, Any]) -> str:
 
 def _documents(task: str, make: Callable[[int, int], Doc], cells: list[int], samples: int | None) -> Built:
     num_samples = read_samples(task, DEFAULT_SAMPLES if samples is None else samples)
-    docs = [make(cell, index) for cell in cells for index in range(num_samples)]
+    docs = make_all(make, itertools.product(cells, range(num_samples)))
     return {"test": datasets.Dataset.from_list(docs)}
 
 

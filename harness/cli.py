@@ -87,12 +87,24 @@ def run(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where local models run; auto takes GPUs if there are any.")
     ] = "auto",
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="GPU: last bits may depend on what else is asked. Not for published accuracy."),
+    ] = False,
 ) -> None:
     """Run every variant on every task. The same command again resumes."""
     from harness.run import run as run_config
 
     run_config(
-        config, out=out, limit=limit, replicas=replicas, address=address, gpus=gpus, device=device, dry_run=dry_run
+        config,
+        out=out,
+        limit=limit,
+        replicas=replicas,
+        address=address,
+        gpus=gpus,
+        device=device,
+        fast=fast,
+        dry_run=dry_run,
     )
 
 

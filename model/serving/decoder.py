@@ -156,7 +156,8 @@ class Decoder:
         return self._steps[size]
 
     def _run(self, given: torch.Tensor) -> None:
-        logits = run_rows(self.model, Rows.unpack(given, self.attention, self.index_dtype), self.pool)
+        rows = Rows.unpack(given, self.attention, self.index_dtype, alike=self.fits_rows)
+        logits = run_rows(self.model, rows, self.pool)
         largest = logits.amax(-1)  # NaN if there is any
         self.outputs.tokens[: len(given)].copy_(torch.where(largest.isfinite(), logits.argmax(-1), NOT_FINITE))
         self.outputs.logits[: len(given)].copy_(logits)

@@ -3,14 +3,17 @@
 import dataclasses
 
 import pytest
+import torch
 
 import model.serving.decoder
 from model.checkpoint import load_model
 from model.errors import ModelError
-from model.request import Attention, Probes
+from model.layers import Gate
+from model.request import Attention, Probes, Sampling
 from model.serving.decoder import Decoder
 from model.serving.engine import PagedEngine
 from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
+from model.serving.step import Rows
 from tests.model.serving.helpers import FOLDERS, assert_all_pages_are_free, paged, pages_for, served
 from tests.model.test_engine import VARIANTS, Words, answers, ask, random_ids
 
@@ -72,6 +75,33 @@ def test_a_step_has_the_smallest_power_of_two_of_rows_that_holds_its_requests(ti
     assert [rows for _, rows in sizes] == [8, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1], "those who are left move together"
     assert {rows for rows, _ in engine._decoders["dense"]._steps} == {1, 2, 4, 8}
     assert_all_pages_are_free(engine)
+
+
+def test_padding_takes_the_experts_of_a_real_row(tiny, monkeypatch):
+    chosen = []
+    original = Gate.forward
+
+    def forward(self, x):
+        experts, weights = original(self, x)
+        if len(x) == 4:
+            chosen.append([set(row) for row in experts.tolist()])
+        return experts, weights
+
+    monkeypatch.setattr(Gate, "forward", forward)
+    requests = [ask(str(i), 20 + i, max_tokens=3) for i in range(3)]
+    answers(paged(tiny, fast=True), requests)
+    assert len(chosen) == 2 * sum(tiny.config.moe.sparse) and all(experts[3] in experts[:3] for experts in chosen)
+
+
+def test_what_padding_chooses_changes_no_bit_of_other_rows(tiny, logits_of, monkeypatch):
+    """The same in steps of a fixed number of rows: only there rows are free of their number."""
+    requests = [ask(str(i), 50 + i, seed=i, max_tokens=6, sampling=Sampling(temperature=1.0)) for i in range(3)]
+    expected = answers(paged(tiny), requests)
+    bits = {seed: torch.stack(steps) for seed, steps in logits_of.items()}
+    original = Rows.unpack.__func__
+    monkeypatch.setattr(Rows, "unpack", classmethod(lambda cls, *given, alike: original(cls, *given, alike=True)))
+    same_tokens(answers(paged(tiny), requests), expected)
+    assert all(torch.equal(torch.stack(logits_of[seed]), steps) for seed, steps in bits.items())
 
 
 def test_rows_that_are_no_power_of_two_are_all_taken_at_most(tiny, sizes):

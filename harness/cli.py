@@ -282,7 +282,7 @@ def bench_engine(
         Path | None, typer.Option(metavar="FILE", help="JSON file to write as well, a table in Markdown beside it.")
     ] = None,
 ) -> None:
-    """Prefill, decode and memory at DeepSeek-V3.2's full width, sparse and dense, after the engine's tests."""
+    """Rates and memory at DeepSeek-V3.2's full width, sparse and dense, default and fast, after the engine's tests."""
     from harness.bench import bench_engine as bench
 
     bench(contexts, seconds, out)

@@ -22,6 +22,7 @@ from model.sampling import greedy
 from model.serving.decoder import NOT_FINITE, Decoder, Outputs
 from model.serving.forward import head
 from model.serving.lanes import Lane, open_lanes, packs
+from model.serving.memory import fit_chunk, free_bytes
 from model.serving.pages import prefix_keys
 from model.serving.prompter import Prompter, is_small
 from model.serving.schedule import Schedule
@@ -62,7 +63,8 @@ class PagedEngine:
 
         Args:
             device: "cuda", the current GPU, or "cpu".
-            shape: None is the device's of SHAPES, or of FAST_SHAPES; another one may change last bits.
+            shape: None is the device's of SHAPES, or of FAST_SHAPES with a chunk that leaves room for pages; another
+                one may change last bits.
             cache_bytes: for pages; None is all that is free on a GPU, 1 GiB on a CPU.
             graphs: decode through CUDA graphs; False launches every kernel anew, for debugging: the same bits.
             prompt_graphs: chunks of prompts as well, once one of the same place and size has come a few times; None is
@@ -138,6 +140,10 @@ class PagedEngine:
         self.fast = fast
         self.numerics = numerics(self.device, fast)
         self.shape = shape or (FAST_SHAPES if fast else SHAPES)[self.device]
+        if fast and shape is None and self.device == "cuda":
+            rows, chunk, least = self.shape.rows, self.shape.chunk, SHAPES[self.device].chunk
+            chunk = fit_chunk(model.config, self._dtype.itemsize, rows, chunk, least, free_bytes(self._device))
+            self.shape = self.shape._replace(chunk=chunk)
         self.shape.check()
         self.num_rows = self.shape.rows
         self.prefill_budget = self.shape.budget

@@ -20,7 +20,7 @@ from model.sampling import Sampler
 from model.serving.decoder import Decoder
 from model.serving.engine import PagedEngine
 from model.serving.memory import working_bytes
-from model.serving.shape import FAST_SHAPES, Shape
+from model.serving.shape import Shape
 from model.transformer import Transformer
 from tests.model.test_bundled import needle_requests
 from tests.model.test_engine import Words
@@ -322,7 +322,7 @@ def test_128k_tokens_pass_within_the_memory_that_was_planned(wide, attention):
 def test_fast_chunks_pass_within_the_memory_that_was_planned(wide, attention):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    weights, shape = torch.cuda.memory_allocated(), FAST_SHAPES["cuda"]
+    weights = torch.cuda.memory_allocated()
     engine = paged(wide, {"it": attention}, cache_bytes=1 << 30, fast=True)
     common = random_ids(120_000, 512)
     requests = [
@@ -330,7 +330,8 @@ def test_fast_chunks_pass_within_the_memory_that_was_planned(wide, attention):
     ]
     results = answers(engine, requests)
     assert [results[str(i)].usage.cached_tokens for i in range(3)] == [0, 119_808, 119_808]
-    planned = working_bytes(wide.config, 2, shape.rows, shape.chunk, 131072)
+    assert engine.shape.chunk > 2048
+    planned = working_bytes(wide.config, 2, engine.num_rows, engine.shape.chunk, 131072)
     assert engine.peak_gpu_bytes - weights - engine.stats.pool_bytes <= planned
 
 

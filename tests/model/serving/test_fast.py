@@ -7,11 +7,14 @@ import torch
 
 import model.serving.decoder
 from model.checkpoint import load_model
+from model.config import read_config
 from model.errors import ModelError
 from model.layers import Gate
+from model.random_checkpoint import CONFIG
 from model.request import Attention, Probes, Sampling
 from model.serving.decoder import Decoder
 from model.serving.engine import PagedEngine
+from model.serving.memory import STEP_SHARE, fit_chunk, working_bytes
 from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
 from model.serving.step import Rows
 from tests.model.serving.helpers import FOLDERS, assert_all_pages_are_free, paged, pages_for, served
@@ -199,6 +202,17 @@ def test_the_default_shapes_are_fixed_and_the_fast_ones_are_not():
         fast.check()
         assert fast.fits_rows and fast.shared < shape.chunk < fast.chunk and fast.rows == shape.rows
     assert SHAPES["cuda"] == (64, 2048, 256, 8192, 0, False)
+
+
+def test_chunks_are_as_long_as_memory_and_context_allow():
+    config = read_config(CONFIG, "test")
+    sizes = {chunk: working_bytes(config, 2, 64, chunk, config.max_positions) for chunk in (2048, 4096, 8192)}
+    for chunk, size in sizes.items():
+        room = int(size / STEP_SHARE) + 1
+        assert fit_chunk(config, 2, 64, 8192, 2048, room) == chunk, "a step of this size has just its share"
+        assert fit_chunk(config, 2, 64, 8192, 2048, room - 2) == max(2048, chunk // 2)
+    for context, chunk in ((163_840, 8192), (4097, 8192), (4096, 4096), (512, 2048)):
+        assert fit_chunk(dataclasses.replace(config, max_positions=context), 2, 64, 8192, 2048, 1 << 40) == chunk
 
 
 @pytest.mark.parametrize("unit", [-64, 32, 192])

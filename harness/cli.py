@@ -87,12 +87,24 @@ def run(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where local models run; auto takes GPUs if there are any.")
     ] = "auto",
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="GPU: last bits may depend on what else is asked. Not for published accuracy."),
+    ] = False,
 ) -> None:
     """Run every variant on every task. The same command again resumes."""
     from harness.run import run as run_config
 
     run_config(
-        config, out=out, limit=limit, replicas=replicas, address=address, gpus=gpus, device=device, dry_run=dry_run
+        config,
+        out=out,
+        limit=limit,
+        replicas=replicas,
+        address=address,
+        gpus=gpus,
+        device=device,
+        fast=fast,
+        dry_run=dry_run,
     )
 
 
@@ -270,7 +282,7 @@ def bench_engine(
         Path | None, typer.Option(metavar="FILE", help="JSON file to write as well, a table in Markdown beside it.")
     ] = None,
 ) -> None:
-    """Prefill, decode and memory at DeepSeek-V3.2's full width, sparse and dense, after the engine's tests."""
+    """Rates and memory at DeepSeek-V3.2's full width, sparse and dense, default and fast, after the engine's tests."""
     from harness.bench import bench_engine as bench
 
     bench(contexts, seconds, out)

@@ -104,10 +104,10 @@ class ModelFacts:
     numerics: str = "none"
 
 
-def describe_model(choice: "ModelChoice", device: Device = "cpu") -> ModelFacts:
+def describe_model(choice: "ModelChoice", device: Device = "cpu", *, fast: bool = False) -> ModelFacts:
     """Reads config.json and the headers of the checkpoint, never a weight. device: where a local model will run.
 
-    Raises ModelError where they are missing.
+    fast: on a GPU, as `open_engine` says. Raises ModelError where they are missing.
     """
     from harness.config import EndpointModel, ScriptedModel
 
@@ -119,16 +119,19 @@ def describe_model(choice: "ModelChoice", device: Device = "cpu") -> ModelFacts:
     from model.checkpoint import describe
 
     if device == "cuda":
-        from model.serving.shape import numerics
+        from model.serving.shape import numerics as paged_numerics
+
+        tag = paged_numerics(device, fast)
     else:
         from model.engine import numerics
 
+        tag = numerics(device)
     facts = describe(choice.path, choice.indexer)
     return ModelFacts(
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
         selectors=tuple(facts["selectors"]),
-        numerics=numerics(device),
+        numerics=tag,
     )
 
 
@@ -169,10 +172,13 @@ def open_encoding(choice: "ModelChoice") -> ChatEncoding:
     return load_encoding(Path(resolve(folder)), chat_template)
 
 
-def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention], device: Device = "cpu") -> Engine:
+def open_engine(
+    choice: "ModelChoice", attentions: Mapping[str, Attention], device: Device = "cpu", *, fast: bool = False
+) -> Engine:
     """An engine that serves the named variants of one model; the weights are loaded once for all of them.
 
-    device: of a local model; "cuda" is the process's current GPU.
+    device: of a local model; "cuda" is the process's current GPU. fast: there, last bits of an answer may depend on
+    what else is asked; elsewhere it changes nothing.
     """
     from harness.config import EndpointModel, ScriptedModel
 
@@ -195,7 +201,7 @@ def open_engine(choice: "ModelChoice", attentions: Mapping[str, Attention], devi
     if device == "cuda":
         from model.serving.engine import PagedEngine
 
-        paged: Engine = PagedEngine(choice.path, attentions, **options)
+        paged: Engine = PagedEngine(choice.path, attentions, **options, fast=fast)
         return paged
     from model.engine import LocalEngine
 

@@ -56,6 +56,7 @@ def make_manifest(
         **provenance(on_cpu=any(tag.startswith("cpu") for tag in numerics.values())),
         "weights": dict(weights),
         "numerics": dict(numerics),
+        **({"fast": True} if any(map(is_fast_tag, numerics.values())) else {}),
         "tasks": {task: {**tasks[task], "docs": len(lines), "data": _hash_docs(lines)} for task, lines in docs.items()},
         "lowered": sorted(lowered),
         "probed": sorted(probed),
@@ -106,6 +107,21 @@ def record_gpus(run_folder: Path, gpus: Mapping[str, int]) -> None:
 def is_on_gpu(manifest: Mapping[str, Any]) -> bool:
     """Whether any variant was computed on a GPU; manifests of before there were any say nothing of it."""
     return any(tag.startswith("cuda") for tag in manifest.get("numerics", {}).values())
+
+
+def is_fast_tag(numerics: str) -> bool:
+    """Whether a tag is that of arithmetic whose last bits may depend on what else is asked."""
+    return numerics.endswith("-fast")
+
+
+def is_fast(manifest: Mapping[str, Any]) -> bool:
+    """Whether a run was made with --fast."""
+    return any(map(is_fast_tag, manifest.get("numerics", {}).values()))
+
+
+def told_device(manifest: Mapping[str, Any]) -> str:
+    """The device as tables and pages name it; a run with --fast is told apart wherever that is."""
+    return f"{manifest['device']}, made with --fast: not for publication" if is_fast(manifest) else manifest["device"]
 
 
 def check_manifest(run_folder: Path) -> dict[str, Any]:

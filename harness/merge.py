@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.files import write_json, write_whole
 from harness.folder import copy_parts, read_docs, write_docs
 from harness.journal import lock, read_journal, to_line
-from harness.manifest import check_manifest, is_on_gpu
+from harness.manifest import check_manifest, is_fast, is_on_gpu
 from harness.records import Record
 
 Docs = dict[str, dict[str, dict[str, Any]]]  # task -> doc id -> line
@@ -33,6 +33,11 @@ def merge(run_folders: Sequence[Path]) -> Path:
             raise HarnessError(
                 f"{run_folders[0]} and {folder}: one was answered on CPUs, one on GPUs, whose sums are rounded "
                 "differently; merging needs one device, comparing does not"
+            )
+        if is_fast(manifests[0]) != is_fast(manifest):
+            raise HarnessError(
+                f"{run_folders[0]} and {folder}: one was made with --fast, the other without; merging needs one "
+                "arithmetic, comparing does not"
             )
         _refuse_other_variants(run_folders[0], configs[0], folder, config)
     docs, records = _union(run_folders, configs)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 MEMORY_PER_BYTE = 8  # of weights on the disk: 4-bit files become float32
 
 
-def check_options(device: Literal["auto", "cpu", "cuda"], replicas: int | None, gpus: float | None) -> None:
+def check_options(
+    device: Literal["auto", "cpu", "cuda"], replicas: int | None, gpus: float | None, fast: bool = False
+) -> None:
     """HarnessError for options that contradict each other, before anything is started."""
     if replicas == 0 and gpus:
         raise HarnessError(f"--gpus: {gpus:g} asked for, but --replicas 0 runs in this process; leave one away")
@@ -25,6 +27,19 @@ def check_options(device: Literal["auto", "cpu", "cuda"], replicas: int | None, 
         raise HarnessError(f"--gpus: {gpus:g} asked for, but --device cpu computes without them; leave one away")
     if device == "cuda" and gpus == 0:
         raise HarnessError("--gpus: expected more than 0 with --device cuda, got 0; leave one away")
+    if fast and (device == "cpu" or gpus == 0):
+        raise HarnessError(
+            f"--fast: expected a GPU, but {'--device cpu' if device == 'cpu' else '--gpus 0'} computes without one; "
+            "leave one away"
+        )
+
+
+def check_fast(device: Device, choices: Iterable[ModelChoice]) -> None:
+    """HarnessError where nothing could be faster: `device` is not a GPU, or nothing is computed here."""
+    if not any(isinstance(choice, LocalModel) for choice in choices):
+        raise HarnessError("--fast: expected a local model, but endpoints and scripts compute elsewhere; leave it away")
+    if device != "cuda":
+        raise HarnessError("--fast: expected a GPU, but there is none and the CPU has no such mode; leave it away")
 
 
 def choose_device(
@@ -55,7 +70,7 @@ def choose_device(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """What the command line says of it. runtime: None is this process. device: of local models.
+    """What the command line says of it. runtime: None is this process. device: of local models. fast: as `open_engine`.
 
     told: the GPUs that engines have computed on, by name, with the most bytes that one of them has held.
     """
@@ -65,6 +80,7 @@ class Place:
     gpus: float | None
     device: Device = "cpu"
     told: dict[str, int] = dataclasses.field(default_factory=dict)
+    fast: bool = False
 
     def check(self, config: Config) -> None:
         """HarnessError where Ray does not start or the GPUs do not exist: told before the run folder is touched."""
@@ -88,7 +104,9 @@ class Place:
             work = [item for item in items if item.variant in attentions]
             if not work or should_stop():
                 continue
-            make_engine: Callable[[], Engine] = functools.partial(open_engine, choice, attentions, self.device)
+            make_engine: Callable[[], Engine] = functools.partial(
+                open_engine, choice, attentions, self.device, fast=self.fast
+            )
             if self.runtime is None:
                 yield from run_here(make_engine, work, should_stop, self.told)
                 continue

@@ -8,6 +8,7 @@ from harness.config import Config, EndpointModel, LocalModel, ModelChoice, Scrip
 from harness.docs import Ask, Doc, excerpts, hash_of
 from harness.engine import ChatEncoding, Device, ModelError, Probes, Request
 from harness.errors import HarnessError
+from harness.manifest import is_fast_tag
 from harness.record import PlannedItem, record_of
 from harness.render import Prompt, render_doc, token_counter
 from harness.scorer import Scorer
@@ -43,8 +44,9 @@ class Plan:
 
     @property
     def devices(self) -> str:
-        """Of local models, as --device names them; "" without any."""
-        return ", ".join(sorted({tag.partition("-")[0] for tag in self.numerics.values()} - {"none"}))
+        """Of local models, as --device names them, e.g. "cuda" or "cuda with --fast"; "" without any."""
+        names = ", ".join(sorted({tag.partition("-")[0] for tag in self.numerics.values()} - {"none"}))
+        return f"{names} with --fast" if any(is_fast_tag(tag) for tag in self.numerics.values()) else names
 
     @property
     def lowered(self) -> frozenset[str]:
@@ -52,16 +54,17 @@ class Plan:
         return frozenset(label for label, task in self.entries.items() if task.protocol.limit_lowered)
 
 
-def make_plan(config: Config, *, limit: int | None = None, device: Device = "cpu") -> Plan:
+def make_plan(config: Config, *, limit: int | None = None, device: Device = "cpu", fast: bool = False) -> Plan:
     """Everything is checked here: names, options, data, needle spans, prompts that do not fit.
 
     limit: first N docs of every task, spread over its categories or cells. device: where local models will run.
+    fast: as `open_engine` says.
     Raises HarnessError, TaskError or ModelError, each with one line.
     """
     tasks = find_tasks(config.tasks)
     check_margins(config, tasks)
     choices = dict.fromkeys([config.model, *(config.model_of(variant) for variant in config.variants)])
-    models = {choice: serve(choice, device) for choice in choices}
+    models = {choice: serve(choice, device, fast=fast) for choice in choices}
     served = {variant: models[config.model_of(variant)] for variant in config.variants}
     check_selectors(config, served)
     main = models[config.model]

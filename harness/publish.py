@@ -9,6 +9,7 @@ from typing import Any
 from harness import tables
 from harness.errors import HarnessError
 from harness.lm_eval_format import lm_eval_results
+from harness.manifest import is_fast
 from harness.report import render_report
 from harness.report_parts.readme import readme
 from harness.report_parts.run_data import RunData, read_run
@@ -20,10 +21,15 @@ def publish(run_folder: Path, destination: Path) -> list[Path]:
     """Write the publication of a run to `destination`/<name>/ and return the paths of its files, sorted.
 
     An earlier publication of that name is replaced in one step; if anything fails it stays as it was.
-    Raises HarnessError if the run folder is incomplete, the target holds files that publishing would lose, or the disk
-    does not take the files.
+    Raises HarnessError if the run folder is incomplete or was made with --fast, the target holds files that publishing
+    would lose, or the disk does not take the files.
     """
     run = read_run(run_folder)
+    if is_fast(run.manifest):
+        raise HarnessError(
+            f"{run_folder}: was made with --fast, so its answers may depend on what else was asked; nothing was "
+            "published: give the same run command without --fast, then publish"
+        )
     name = _folder_name(run.results["name"])
     files = publication(run)
     target = destination / name

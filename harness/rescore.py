@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.files import write_json
 from harness.folder import read_docs
 from harness.journal import read_journal
-from harness.manifest import check_manifest
+from harness.manifest import check_manifest, told_device
 from harness.records import SampleScore
 
 
@@ -48,7 +48,10 @@ def tabulate(run_folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     variants = list(run.config.variants)
     made = results(
         run.scores,
-        header={key: run.manifest[key] for key in ("name", "digest", "commit", "device", "created")},
+        header={
+            **{key: run.manifest[key] for key in ("name", "digest", "commit", "created")},
+            "device": told_device(run.manifest),
+        },
         variants=variants,
         tasks=run.tasks,
         lowered=run.manifest["lowered"],

@@ -21,7 +21,7 @@ from harness.folder import write_docs
 from harness.journal import Journal, lock, to_line
 from harness.manifest import make_manifest, record_gpus, write_manifest
 from harness.parts import write_part
-from harness.place import Place, check_options, choose_device
+from harness.place import Place, check_fast, check_options, choose_device
 from harness.records import Record
 from harness.rescore import tabulate
 from harness.work_queue import Finished, first_line
@@ -45,6 +45,7 @@ def run(
     address: str | None = None,
     gpus: float | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    fast: bool = False,
     dry_run: bool = False,
 ) -> Path:
     """Run what is missing of an experiment and write its tables; gives the run folder.
@@ -56,6 +57,7 @@ def run(
         address: of a Ray cluster; None starts Ray here.
         gpus: of each replica; None is one where a model runs on them.
         device: of local models; "auto" is "cuda" where a GPU is there.
+        fast: on GPUs, let last bits of an answer depend on what else is asked; the run cannot be published.
         dry_run: print the plan and stop.
 
     Raises HarnessError, TaskError or ModelError with one line; SystemExit(130) after Ctrl-C.
@@ -66,23 +68,29 @@ def run(
     folder = out or Path("runs") / f"{config.name}-{digest(config)}"
     options = {"--out": out, "--limit": limit, "--replicas": replicas, "--address": address, "--gpus": gpus}
     options["--device"] = None if device == "auto" else device
+    check_options(device, replicas, gpus, fast)
     if dry_run:
         with _naming(config_path):
             print_plan(make_plan(config, limit=limit))
         return folder
-    check_options(device, replicas, gpus)
-    with _stoppable(_command(config_path, options)) as stop, contextlib.ExitStack() as stack:
+    with (
+        _stoppable(_command(config_path, options, ["--fast"] if fast else [])) as stop,
+        contextlib.ExitStack() as stack,
+    ):
         runtime = None
         if replicas != 0:
             from harness.replicas import Runtime
 
             runtime = Runtime(address)  # Ray starts while the plan is made
             stack.callback(runtime.stop)
-        chosen = choose_device(device, [choice for choice, _ in config.engines()], runtime, gpus)
+        choices = [choice for choice, _ in config.engines()]
+        chosen = choose_device(device, choices, runtime, gpus)
+        if fast:
+            check_fast(chosen, choices)
         with _naming(config_path):
-            plan = make_plan(config, limit=limit, device=chosen)
+            plan = make_plan(config, limit=limit, device=chosen, fast=fast)
             _check_margins(plan)
-        place = Place(runtime, replicas, gpus, chosen)
+        place = Place(runtime, replicas, gpus, chosen, fast=fast)
         place.check(config)
         check_space(folder, SPACE_BYTES + SPACE_BYTES_PER_SAMPLE * len(plan.items))
         stack.enter_context(lock(folder))
@@ -256,6 +264,6 @@ def _stoppable(command: str) -> Iterator[Stop]:
         signal.signal(signal.SIGINT, before)
 
 
-def _command(config_path: Path, options: dict[str, Any]) -> str:
+def _command(config_path: Path, options: dict[str, Any], flags: Iterable[str]) -> str:
     given: Iterable[str] = (text for name, value in options.items() if value is not None for text in (name, str(value)))
-    return shlex.join(["dsa-eval", "run", str(config_path), *given])
+    return shlex.join(["dsa-eval", "run", str(config_path), *given, *flags])

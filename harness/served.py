@@ -29,9 +29,9 @@ class Served:
         return wanted and has_switch
 
 
-def serve(choice: ModelChoice, device: Device) -> Served:
+def serve(choice: ModelChoice, device: Device, *, fast: bool = False) -> Served:
     """Reads config.json, headers and tokenizer of a model. Raises ModelError with one line."""
-    return Served(choice=choice, facts=describe_model(choice, device), encoding=open_encoding(choice))
+    return Served(choice=choice, facts=describe_model(choice, device, fast=fast), encoding=open_encoding(choice))
 
 
 def check_margins(config: Config, tasks: Iterable[Task]) -> None:

@@ -3,10 +3,13 @@
 A random FP8 checkpoint with DeepSeek-V3.2's layers goes through the same loader and engine as any other. Each case:
 new random prompts with an answer of one token give the prefill rate; the same prompts again, with a short and a long
 answer, give the decode rate from the difference of the two: prompts that the engine has cached then cost little.
+
+An engine that can be fast is measured in both modes, over the same weights and pages: what the same bits cost.
 """
 
 import dataclasses
 import importlib
+import inspect
 import statistics
 import tempfile
 import time
@@ -25,6 +28,7 @@ from model.request import Attention, CacheDtype, Request, Result
 CONTEXTS = (8192, 32768, 65536, 131072)
 ENGINE = "model.serving.engine:PagedEngine"
 VARIANTS = ("sparse", "dense")
+DEFAULT, FAST = "default", "fast"  # modes: the same bits in any company, or whatever is faster
 TOKENS_AT_ONCE = 131072  # of context: the larger batch of a context has as many prompts as this holds
 SHORT, LONG = 8, 72  # tokens of the two answers
 MAX_BATCH = 64
@@ -38,11 +42,12 @@ FAILURES = (ModelError, RuntimeError, ValueError, MemoryError)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One row: `batch` prompts of `context` tokens through one variant."""
+    """One row: `batch` prompts of `context` tokens through one variant of the engine of one mode."""
 
     variant: str
     context: int
     batch: int
+    mode: str = DEFAULT
 
 
 class Failure(ModelError):
@@ -103,35 +108,42 @@ def bench_engine(
             "sparse": Attention(topk=topk, cache_dtype=cache_dtype), "dense": Attention(cache_dtype=cache_dtype)
         }  # fmt: skip
         began = time.perf_counter()
-        opened = _engine_class(engine)(str(path), attentions, dtype=dtype, device=device)
+        engines = _open(_engine_class(engine), str(path), attentions, dtype, device)
+        opened = engines[DEFAULT]
         report.note(
             engine=engine, dtype=dtype, cache_dtype=cache_dtype, torch_device=device, rounds=ROUNDS,
             load_seconds=time.perf_counter() - began, weights=_bytes_by_dtype(opened), idle_bytes=_held_bytes(device),
             config={"layers": config.num_layers, "hidden_size": config.hidden_size, "topk": topk},
         )  # fmt: skip
-        for row in measure(opened, _cases(contexts, batches), config.vocab_size, seconds, device):
+        for row in measure(engines, _cases(contexts, batches, list(engines)), config.vocab_size, seconds, device):
             report.add(row)
     return report.content
 
 
 def measure(
-    engine: Any, cases: Sequence[Case], vocab_size: int, seconds: float, device: str
+    engines: Mapping[str, Any], cases: Sequence[Case], vocab_size: int, seconds: float, device: str
 ) -> Iterator[dict[str, Any]]:
     """Time cases one after the other, behind a warm-up that is not timed; what fails is a row with "failure".
 
+    Args:
+        engines: by mode. Only one of them runs at a time.
+
     Yields:
-        variant, context, batch, n and n_decode (measurements), peak_bytes, peak_over_idle_bytes (what an engine holds
-        between cases, pages of its cache included, does not count), cached_share (of the prompt tokens, in the decode
-        runs), and for prefill and decode the median, min and max of tokens/s over all prompts of the batch.
+        variant, context, batch, mode, n and n_decode (measurements), peak_bytes, peak_over_idle_bytes (what an engine
+        holds between cases, pages of its cache included, does not count), cached_share (of the prompt tokens, in the
+        decode runs), and for prefill and decode the median, min and max of tokens/s over all prompts of the batch; for
+        a fast mode also prefill_ratio and decode_ratio, its medians over those of the same case in the default mode.
     """
     began = time.perf_counter()
     warm = min(WARM_CONTEXT, max((case.context for case in cases), default=0))
-    for variant in VARIANTS:
-        for batch in sorted({case.batch for case in cases}):
-            try:
-                _timed(engine, _requests(Case(variant, warm // batch, batch), vocab_size, -1, SHORT))
-            except FAILURES:
-                break  # the cases will tell
+    for mode, engine in engines.items():
+        for variant in VARIANTS:
+            for batch in sorted({case.batch for case in cases if case.mode == mode}):
+                try:
+                    _timed(engine, _requests(Case(variant, warm // batch, batch), vocab_size, -1, SHORT))
+                except FAILURES:
+                    break  # the cases will tell
+    measured: dict[Case, dict[str, Any]] = {}
     for number, case in enumerate(cases):
         row = dataclasses.asdict(case)
         left = seconds - (time.perf_counter() - began)
@@ -141,7 +153,9 @@ def measure(
         _reset_peak(device)
         before = _held_bytes(device)
         try:
-            row |= _measure_case(engine, case, vocab_size, left / (len(cases) - number))
+            row |= _measure_case(engines[case.mode], case, vocab_size, left / (len(cases) - number))
+            row |= _ratios(row, measured.get(dataclasses.replace(case, mode=DEFAULT)))
+            measured[case] = row
         except FAILURES as error:
             row["failure"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         peak = _peak_bytes(device)
@@ -157,6 +171,8 @@ def _measure_case(engine: Any, case: Case, vocab_size: int, share: float) -> dic
         took, _ = _timed(engine, _requests(case, vocab_size, len(prefill), 1))
         prefill.append(prompt_tokens / took)
     last = len(prefill) - 1
+    # an engine may prepare its steps when they first come: that must not shorten the difference below
+    _timed(engine, _requests(case, vocab_size, last, SHORT))
     decode: list[float] = []
     cached = 0
     while not decode or (len(decode) < ROUNDS and 2 * cached > prompt_tokens and time.perf_counter() < end):
@@ -177,6 +193,14 @@ def _measure_case(engine: Any, case: Case, vocab_size: int, share: float) -> dic
     return row
 
 
+def _ratios(row: Mapping[str, Any], default: Mapping[str, Any] | None) -> dict[str, float]:
+    """How many times the default mode's rates this row's are; empty for that mode itself, or where it has none."""
+    if default is None or row["mode"] == DEFAULT:
+        return {}
+    names = {name: f"{name}_tokens_per_second" for name in ("prefill", "decode")}
+    return {f"{name}_ratio": row[key] / default[key] for name, key in names.items()}
+
+
 def _timed(engine: Any, requests: list[Request]) -> tuple[float, list[Result]]:
     """Wall seconds until every result is here, and the results. Raises Failure for the first that is an error."""
     began = time.perf_counter()
@@ -189,8 +213,9 @@ def _timed(engine: Any, requests: list[Request]) -> tuple[float, list[Result]]:
 
 
 def _requests(case: Case, vocab_size: int, turn: int, max_tokens: int) -> list[Request]:
-    """The same prompts for the same case and turn; no two prompts begin alike."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{case} {turn}".encode()))
+    """The same prompts for the same case and turn, whatever the mode; no two prompts begin alike."""
+    seen = dataclasses.replace(case, mode=DEFAULT)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seen} {turn}".encode()))
     prompts = torch.randint(0, vocab_size, (case.batch, case.context), generator=generator).tolist()
     return [
         Request(id=f"{turn}-{max_tokens}-{i}", variant=case.variant, token_ids=tuple(ids), max_tokens=max_tokens)
@@ -198,14 +223,33 @@ def _requests(case: Case, vocab_size: int, turn: int, max_tokens: int) -> list[R
     ]
 
 
-def _cases(contexts: Sequence[int], batches: Sequence[int] | None) -> list[Case]:
-    """Single prompts first: if the time is short, the batches are what is left out."""
-    pairs = []
+def _cases(contexts: Sequence[int], batches: Sequence[int] | None, modes: Sequence[str]) -> list[Case]:
+    """The most important first, since what comes last is left out if the time is short.
+
+    Single prompts, then the largest batch of each context; all of that in the default mode, then in the others; batches
+    in between at the end.
+    """
+    found = []
     for context in contexts:
         own = batches or (1, max(1, min(MAX_BATCH, TOKENS_AT_ONCE // context)))
-        pairs += [(batch, context) for batch in sorted(set(own))]
-    pairs.sort(key=lambda pair: pair[0] > 1)
-    return [Case(variant, context, batch) for batch, context in pairs for variant in VARIANTS]
+        for batch in sorted(set(own)):
+            rank = 0 if batch == 1 else 1 if batch == max(own) else 2
+            found += [
+                (rank == 2, mode != DEFAULT, rank, Case(variant, context, batch, mode))
+                for mode in modes
+                for variant in VARIANTS
+            ]
+    return [case for *_, case in sorted(found, key=lambda entry: entry[:3])]
+
+
+def _open(
+    kind: Callable[..., Any], path: str, attentions: Mapping[str, Attention], dtype: str, device: str
+) -> dict[str, Any]:
+    """The engine by mode, the default one first; weights and pages are there once."""
+    if "fast" not in inspect.signature(kind).parameters:
+        return {DEFAULT: kind(path, attentions, dtype=dtype, device=device)}
+    fast = kind(path, attentions, dtype=dtype, device=device, fast=True)  # its steps need more memory beside the pages
+    return {DEFAULT: fast.beside(fast=False), FAST: fast}
 
 
 def _engine_class(name: str) -> Callable[..., Any]:

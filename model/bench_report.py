@@ -17,7 +17,10 @@ from typing import Any
 import torch
 
 MISSING = "–"  # noqa: RUF001 (an en dash in a table)
-HEAD = ("context", "attention", "batch", "prefill tokens/s", "decode tokens/s", "ms a step", "peak GiB", "over idle")
+HEAD = (
+    "context", "attention", "batch", "mode", "prefill tokens/s", "decode tokens/s", "ms a step", "peak GiB",
+    "over idle", "prefill / default", "decode / default",
+)  # fmt: skip
 
 
 class Report:
@@ -60,13 +63,18 @@ def table(content: Mapping[str, Any]) -> str:
     if weights:
         parts = ", ".join(f"{size / 2**30:.1f} GiB {name}" for name, size in sorted(weights.items()))
         lines.append(f"Weights in memory: {parts}.")
+    if any(row.get("mode", "default") != "default" for row in content["rows"]):
+        lines.append(
+            "In the default mode the same request gives the same bits in any company; `--fast` gives that up, and the "
+            "last two columns say how many times as fast it then is."
+        )
     lines += ["", f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
     return "\n".join([*lines, *(line(row) for row in content["rows"])]) + "\n"
 
 
 def line(row: Mapping[str, Any]) -> str:
     """One row of the table."""
-    cells = [f"{row['context']:,}", row["variant"], str(row["batch"])]
+    cells = [f"{row['context']:,}", row["variant"], str(row["batch"]), row.get("mode", "default")]
     if "failure" in row:
         cells += [row["failure"].replace("|", "/"), MISSING, MISSING]
     else:
@@ -74,6 +82,7 @@ def line(row: Mapping[str, Any]) -> str:
         cells += [_rates(row, "prefill", row["n"]), _rates(row, "decode", row["n_decode"]), f"{step:.2f}"]
     for name in ("peak_bytes", "peak_over_idle_bytes"):
         cells.append(f"{row[name] / 2**30:.1f}" if name in row else MISSING)
+    cells += [f"{row[name]:.2f}" if name in row else MISSING for name in ("prefill_ratio", "decode_ratio")]
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,4 +1,7 @@
-"""Decode steps in fixed rows: on a GPU one captured graph for each length bucket of a variant, replayed for a token."""
+"""Decode steps: on a GPU one captured graph for each length bucket of a variant, replayed for a token.
+
+Rows are fixed, or, where steps fit them, a power of two: then there is a graph for each number of rows as well.
+"""
 
 import time
 from collections.abc import Callable
@@ -18,6 +21,9 @@ FIRST_BUCKET = 1024 // PAGE  # pages; each further bucket holds twice as many
 WARM_UPS = 2  # runs before a capture: kernels are compiled and libraries choose theirs
 FIELDS = 3  # id, position and length of a row stand before its page table
 NOT_FINITE = -1  # in place of a token
+MAX_STEPS = 32  # prepared ones of a variant; beyond it the one that was used least recently goes
+
+Size = tuple[int, int]  # rows of a step and pages of its tables
 
 
 class Outputs:
@@ -31,7 +37,11 @@ class Outputs:
 
 
 class Decoder:
-    """The rows of one variant. A row's bits depend on neither its neighbours nor its place nor the bucket."""
+    """The rows of one variant. A row's bits depend on neither its neighbours nor its place nor the bucket.
+
+    With `fits_rows` a step takes the smallest power of two of rows that holds those under way, so that libraries choose
+    their kernels by it: last bits then depend on how many there are.
+    """
 
     def __init__(
         self,
@@ -43,6 +53,7 @@ class Decoder:
         max_pages: int,
         graphs: bool,
         stats: Stats,
+        fits_rows: bool = False,
     ) -> None:
         self.model = model
         self.pool = pool
@@ -52,18 +63,29 @@ class Decoder:
         self.max_pages = max_pages
         self.graphs = graphs
         self.stats = stats
+        self.fits_rows = fits_rows
         self.num_rows = len(outputs.tokens)
         self.device = outputs.tokens.device
         self.host = torch.zeros(self.num_rows, FIELDS + max_pages, dtype=torch.int32)
         self._places = self.host.numpy()  # the same memory: numpy sets single numbers many times faster
         self._known = [0] * self.num_rows  # pages that stand in the row's table
         self._free = list(range(self.num_rows - 1, -1, -1))
-        self._steps: dict[int, Callable[[], None]] = {}
-        self._given: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._steps: dict[Size, Callable[[], None]] = {}  # the least recently used first
+        self._given: dict[Size, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def enter(self) -> int:
-        """A free row."""
-        return self._free.pop()
+        """A free row; the lowest one where steps fit their rows."""
+        row = min(self._free) if self.fits_rows else self._free[-1]
+        self._free.remove(row)
+        return row
+
+    def settle(self, row: int | None, count: int) -> int:
+        """The row of one of `count` requests in its next step: its own, or a lower one if that makes steps narrower."""
+        if row is not None and (row < count or not self.fits_rows):
+            return row
+        if row is not None:
+            self.leave(row)
+        return self.enter()
 
     def leave(self, row: int) -> None:
         self._places[row] = 0
@@ -85,32 +107,39 @@ class Decoder:
         The logits stay in `outputs` until the next step of any decoder.
         """
         try:
-            bucket = self._bucket(int(self._places[:, 2].max()))
-            run = self._prepare(bucket)
+            size = self._size()
+            run = self._prepare(size)
             began = time.perf_counter()
-            host, device = self._given[bucket]
-            host.copy_(self.host[:, : FIELDS + bucket])
+            host, device = self._given[size]
+            host.copy_(self.host[: size[0], : FIELDS + size[1]])
         finally:
             self._places[:, :FIELDS] = 0
         device.copy_(host, non_blocking=True)
         run()
-        tokens: list[int] = self.outputs.tokens.tolist()
+        tokens: list[int] = self.outputs.tokens[: size[0]].tolist()
         self.stats.decode_seconds += time.perf_counter() - began
         self.stats.decode_steps += 1
         return tokens
 
-    def _bucket(self, length: int) -> int:
-        """Pages of the smallest table that holds a request of `length` tokens."""
-        bucket = FIRST_BUCKET
-        while bucket * PAGE < length:
-            bucket *= 2
-        return min(bucket, self.max_pages)
+    def _size(self) -> Size:
+        """The smallest step that holds the placed rows: all rows, unless steps fit them, and pages of the longest."""
+        lengths = self._places[:, 2]
+        rows, pages = self.num_rows, FIRST_BUCKET
+        if self.fits_rows:
+            rows = min(rows, 1 << int(lengths.nonzero()[0].max()).bit_length())
+        while pages * PAGE < lengths.max():
+            pages *= 2
+        return rows, min(pages, self.max_pages)
 
-    def _prepare(self, bucket: int) -> Callable[[], None]:
-        """The step for tables of `bucket` pages: captured when it is first needed."""
-        if bucket in self._steps:
-            return self._steps[bucket]
-        host = torch.zeros(self.num_rows, FIELDS + bucket, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+    def _prepare(self, size: Size) -> Callable[[], None]:
+        """The step of this size: captured when it is first needed."""
+        if size in self._steps:
+            self._steps[size] = self._steps.pop(size)
+            return self._steps[size]
+        if len(self._steps) >= MAX_STEPS:
+            oldest = next(iter(self._steps))
+            del self._steps[oldest], self._given[oldest]
+        host = torch.zeros(size[0], FIELDS + size[1], dtype=torch.int32, pin_memory=self.device.type == "cuda")
         given = torch.zeros(host.shape, dtype=torch.int32, device=self.device)
 
         def run() -> None:
@@ -118,19 +147,20 @@ class Decoder:
 
         began = time.perf_counter()
         if self.graphs:
-            self._steps[bucket] = capture(run, self.outputs.memory)
+            self._steps[size] = capture(run, self.outputs.memory)
             self.stats.graphs += 1
         else:
-            self._steps[bucket] = run
-        self._given[bucket] = host, given
+            self._steps[size] = run
+        self._given[size] = host, given
         self.stats.capture_seconds += time.perf_counter() - began
-        return self._steps[bucket]
+        return self._steps[size]
 
     def _run(self, given: torch.Tensor) -> None:
-        logits = run_rows(self.model, Rows.unpack(given, self.attention, self.index_dtype), self.pool)
+        rows = Rows.unpack(given, self.attention, self.index_dtype, alike=self.fits_rows)
+        logits = run_rows(self.model, rows, self.pool)
         largest = logits.amax(-1)  # NaN if there is any
-        self.outputs.tokens.copy_(torch.where(largest.isfinite(), logits.argmax(-1), NOT_FINITE))
-        self.outputs.logits.copy_(logits)
+        self.outputs.tokens[: len(given)].copy_(torch.where(largest.isfinite(), logits.argmax(-1), NOT_FINITE))
+        self.outputs.logits[: len(given)].copy_(logits)
 
 
 def capture(run: Callable[[], None], memory: Any) -> Callable[[], None]:

@@ -1,4 +1,7 @@
-"""The paged engine: many requests share one cache, prompts in fixed chunks, answers in fixed rows and CUDA graphs."""
+"""The paged engine: many requests share one cache, prompts in fixed chunks, answers in fixed rows and CUDA graphs.
+
+With `fast` chunks are longer and move, and rows fit the requests: the same answers up to the rounding of last bits.
+"""
 
 import dataclasses
 import time
@@ -19,11 +22,12 @@ from model.sampling import greedy
 from model.serving.decoder import NOT_FINITE, Decoder, Outputs
 from model.serving.forward import head
 from model.serving.lanes import Lane, open_lanes, packs
-from model.serving.pages import chunk_keys
+from model.serving.memory import fit_chunk, free_bytes
+from model.serving.pages import prefix_keys
 from model.serving.prompter import Prompter, is_small
 from model.serving.schedule import Schedule
 from model.serving.sequence import PagedSequence
-from model.serving.shape import SHAPES, Shape, numerics
+from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
 from model.serving.stats import Stats
 from model.transformer import Transformer
 
@@ -36,6 +40,8 @@ class PagedEngine:
     The same request gives the same tokens whatever else is asked, in whatever order, and whether or not it had to give
     its pages up on the way: every prompt runs alone in chunks at fixed positions, every answer in steps of a fixed
     number of rows. A request that would never fit is refused; under pressure the newest ones wait.
+
+    A fast engine gives that up: its bits may depend on what else is asked, and its `numerics` say so.
     """
 
     def __init__(
@@ -51,16 +57,19 @@ class PagedEngine:
         cache_bytes: int | None = None,
         graphs: bool = True,
         prompt_graphs: bool | None = None,
+        fast: bool = False,
     ) -> None:
         """Load weights (path, dtype, indexer: see `load_model`) and tokenizer, and take the cache's memory.
 
         Args:
             device: "cuda", the current GPU, or "cpu".
-            shape: None is the device's of SHAPES; another one may change last bits.
+            shape: None is the device's of SHAPES, or of FAST_SHAPES with a chunk that leaves room for pages; another
+                one may change last bits.
             cache_bytes: for pages; None is all that is free on a GPU, 1 GiB on a CPU.
             graphs: decode through CUDA graphs; False launches every kernel anew, for debugging: the same bits.
             prompt_graphs: chunks of prompts as well, once one of the same place and size has come a few times; None is
                 for small models (`prompter.is_small`), whose chunks are bound by launches.
+            fast: as the class says.
 
         Raises:
             ModelError: as `load_model` and `load_encoding`; no GPU; no memory for pages.
@@ -72,8 +81,9 @@ class PagedEngine:
             keep_freed_memory()
         model = load_model(path, dtype, device, indexer)
         self._serve(
-            model, load_encoding(resolve(path), chat_template), attentions, shape, cache_bytes, graphs, prompt_graphs
-        )
+            model, load_encoding(resolve(path), chat_template), attentions, shape, cache_bytes, graphs, prompt_graphs,
+            fast,
+        )  # fmt: skip
 
     @classmethod
     def of(
@@ -86,10 +96,26 @@ class PagedEngine:
         cache_bytes: int | None = None,
         graphs: bool = True,
         prompt_graphs: bool | None = None,
+        fast: bool = False,
     ) -> "PagedEngine":
         """An engine around a model that is already in memory, on the model's device. Arguments as above."""
         engine = cls.__new__(cls)
-        engine._serve(model, encoding, attentions, shape, cache_bytes, graphs, prompt_graphs)
+        engine._serve(model, encoding, attentions, shape, cache_bytes, graphs, prompt_graphs, fast)
+        return engine
+
+    def beside(self, *, fast: bool) -> "PagedEngine":
+        """An engine of this kind over the same weights, pages and outputs; only one of the two may run at a time.
+
+        No prefix passes from one to the other. Raises ModelError where its steps may need more memory than this one's,
+        for which the pages were planned: open the fast one first.
+        """
+        engine = type(self).__new__(type(self))
+        shape = (FAST_SHAPES if fast else SHAPES)[self.device]
+        if shape.chunk > self.shape.chunk or shape.rows != self.shape.rows:
+            raise ModelError(f"engine: expected steps no larger than those of {self.shape} beside it, got {shape}")
+        engine._serve(
+            self.model, self.encoding, self.attentions, shape, None, self.graphs, self.prompt_graphs, fast, self
+        )
         return engine
 
     def _serve(
@@ -101,15 +127,23 @@ class PagedEngine:
         cache_bytes: int | None,
         graphs: bool,
         prompt_graphs: bool | None,
+        fast: bool,
+        other: "PagedEngine | None" = None,
     ) -> None:
+        """other: whose pages and outputs are used, in place of own ones."""
         self.model = model
         self.encoding = encoding
         self.attentions = dict(attentions)
         self._device = model.embed_tokens.weight.device
         self._dtype = model.embed_tokens.weight.dtype
         self.device = self._device.type
-        self.numerics = numerics(self.device)
-        self.shape = shape or SHAPES[self.device]
+        self.fast = fast
+        self.numerics = numerics(self.device, fast)
+        self.shape = shape or (FAST_SHAPES if fast else SHAPES)[self.device]
+        if fast and shape is None and self.device == "cuda":
+            rows, chunk, least = self.shape.rows, self.shape.chunk, SHAPES[self.device].chunk
+            chunk = fit_chunk(model.config, self._dtype.itemsize, rows, chunk, least, free_bytes(self._device))
+            self.shape = self.shape._replace(chunk=chunk)
         self.shape.check()
         self.num_rows = self.shape.rows
         self.prefill_budget = self.shape.budget
@@ -120,10 +154,13 @@ class PagedEngine:
         if self.device == "cuda":
             # sums of bfloat16 products stay in float32 between the parts of a split product
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        self._outputs = Outputs(self.num_rows, model.config.vocab_size, self._device)
-        self._lanes = open_lanes(
-            model.config, attentions, self._dtype, self._device, self.shape, cache_bytes, self.prompt_graphs
-        )
+        if other is None:
+            self._outputs = Outputs(self.num_rows, model.config.vocab_size, self._device)
+            self._lanes = open_lanes(
+                model.config, attentions, self._dtype, self._device, self.shape, cache_bytes, self.prompt_graphs
+            )
+        else:
+            self._outputs, self._lanes = other._outputs, other._lanes
         self.stats.pool_bytes = sum(lane.pool.num_bytes for lane in self._lanes.values())
         self._decoders: dict[str, Decoder] = {}
         self._prompters: dict[str, Prompter] = {}
@@ -168,15 +205,14 @@ class PagedEngine:
                 f"{self.device_name or self.device} holds {capacity}: the largest context that fits; shorten the "
                 "prompt or lower max_tokens"
             )
-        sequence.keys = chunk_keys(
-            f"{request.variant}/{index_dtype}", request.token_ids, self.shape.chunk, len(request.token_ids) - 1
-        )
+        kind = f"{self.numerics}/{request.variant}/{index_dtype}"
+        sequence.keys = prefix_keys(kind, request.token_ids, self.shape.shared, len(request.token_ids) - 1)
         return sequence
 
     def begin(self, sequence: PagedSequence, spare: int) -> bool:
         """Give a sequence pages for all its known tokens if they leave `spare` others; what it shares, it takes."""
         pages = self.lane(sequence).pages
-        shared = pages.find(sequence.keys[: sequence.last_shared // self.shape.chunk])
+        shared = pages.find(sequence.keys[: sequence.last_shared // self.shape.shared])
         needed = -(-sequence.num_tokens // PAGE) - len(shared)
         if not pages.can_take(needed + spare):
             pages.release(shared)
@@ -204,10 +240,10 @@ class PagedEngine:
         stop = min(start + self.shape.chunk, len(sequence.prompt))
         hidden = self._run_chunk(sequence, sequence.prompt[start:stop], start)
         sequence.length = stop
-        whole = stop // self.shape.chunk
-        if stop % self.shape.chunk == 0 and whole <= len(sequence.keys):
-            held = sequence.pages[start // PAGE : stop // PAGE]
-            self.lane(sequence).pages.keep(sequence.keys[whole - 1], held)
+        unit = self.shape.shared
+        for place in range(start // unit, min(stop // unit, len(sequence.keys))):
+            held = sequence.pages[place * unit // PAGE : (place + 1) * unit // PAGE]
+            self.lane(sequence).pages.keep(sequence.keys[place], held)
         if sequence.request.continuation is not None:
             self._score(sequence, hidden, start, stop)
         elif stop == len(sequence.prompt) and not sequence.generated:
@@ -224,8 +260,7 @@ class PagedEngine:
         decoder = self._decoder(sequences[0])
         try:
             for sequence in sequences:
-                if sequence.row is None:
-                    sequence.row = decoder.enter()
+                sequence.row = decoder.settle(sequence.row, len(sequences))
                 decoder.place(sequence.row, sequence.next_token, sequence.length, sequence.pages)
             tokens = decoder.step()
         except FAILURES as error:
@@ -280,7 +315,7 @@ class PagedEngine:
             longest = min(-(-config.max_positions // PAGE), lane.pages.capacity)
             self._decoders[variant] = Decoder(
                 self.model, lane.pool, attention, sequence.index_dtype if asks else None, self._outputs, longest,
-                self.graphs, self.stats,
+                self.graphs, self.stats, self.shape.fits_rows,
             )  # fmt: skip
         return self._decoders[variant]
 

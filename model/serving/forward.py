@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from model.attention import MLA
 from model.indexer import Tables
+from model.layers import MoE
 from model.serving.attention import attend_chunk, attend_rows
 from model.serving.pool import PagePool
 from model.serving.step import Chunk, Rows
@@ -32,6 +33,7 @@ def run_rows(model: Transformer, rows: Rows, pool: PagePool) -> torch.Tensor:
         rows.ids,
         rows.positions,
         lambda layer, x, tables, index: attend_rows(layer, x, tables, index, rows, pool.layers[layer.layer]),
+        rows.like,
     )
     return head(model, hidden)
 
@@ -42,11 +44,17 @@ def head(model: Transformer, hidden: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _walk(model: Transformer, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+def _walk(
+    model: Transformer, ids: torch.Tensor, positions: torch.Tensor, attend: Attend, like: torch.Tensor | None = None
+) -> torch.Tensor:
+    """like: of `Rows`, for layers with experts."""
     tables = model.rope(positions)
     index_tables = tables if model.index_rope is None else model.index_rope(positions)
     x: torch.Tensor = model.embed_tokens(ids)
     for layer in model.blocks():
         x = x + attend(layer.self_attn, layer.input_layernorm(x), tables, index_tables)
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        normed = layer.post_attention_layernorm(x)
+        if like is not None and isinstance(layer.mlp, MoE):
+            normed = normed.index_select(0, like)
+        x = x + layer.mlp(normed)
     return x

@@ -13,6 +13,7 @@ from model.serving.forms import EXPAND_BYTES
 CPU_CACHE_BYTES = 1 << 30
 MARGIN_BYTES = 1 << 30  # library workspaces, fragments, captured graphs
 SPLITS = 32  # float32 copies of a decode step's attention output
+STEP_SHARE = 2 / 3  # of free memory, at most, for a step whose chunk may be shorter
 
 
 def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int, context: int) -> int:
@@ -26,6 +27,26 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
     scores = num_rows * context * 4 * 3
     decode = num_rows * (a_token + SPLITS * config.num_heads * config.kv_lora_rank * 4) + scores
     return prompt + decode + logits
+
+
+def fit_chunk(config: ModelConfig, itemsize: int, num_rows: int, chunk: int, least: int, free: int) -> int:
+    """`chunk`, halved as long as half of it holds the longest context or a step would take more than its share.
+
+    least: tokens below which it is not halved. free: bytes beside the weights.
+    """
+    while chunk // 2 >= least and (
+        chunk // 2 >= config.max_positions
+        or working_bytes(config, itemsize, num_rows, chunk, config.max_positions) > STEP_SHARE * free
+    ):
+        chunk //= 2
+    return chunk
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that nothing holds."""
+    gc.collect()  # graphs of an engine that is gone still hold its pages
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def prompt_bytes(config: ModelConfig, itemsize: int, chunk: int, context: int) -> int:
@@ -70,13 +91,9 @@ def plan_pages(
     Raises:
         ModelError: not even one page of each fits.
     """
-    if device.type == "cuda":
-        gc.collect()  # graphs of an engine that is gone still hold its pages
-        torch.cuda.empty_cache()
+    free = free_bytes(device) if device.type == "cuda" else 0
     if cache_bytes is None:
-        cache_bytes = CPU_CACHE_BYTES
-        if device.type == "cuda":
-            cache_bytes = torch.cuda.mem_get_info(device)[0] - working - MARGIN_BYTES
+        cache_bytes = free - working - MARGIN_BYTES if device.type == "cuda" else CPU_CACHE_BYTES
     share = max(0, cache_bytes) // len(page_bytes)
     useful = 1 + num_rows * -(-context // PAGE)
     found = [min(share // size, useful) for size in page_bytes]

@@ -30,10 +30,12 @@ class Pages:
 
     def can_take(self, count: int) -> bool:
         """Whether `count` pages are free, or would be if kept beginnings were given up."""
-        if count <= len(self._free):
-            return True
-        kept = sum(len(pages) for pages in self._prefixes.values() if self._only_kept(pages))
-        return count <= len(self._free) + kept
+        free = len(self._free)
+        for pages in self._prefixes.values():
+            if count <= free:
+                break
+            free += len(pages) if self._only_kept(pages) else 0
+        return count <= free
 
     def take(self, count: int) -> list[int]:
         """`count` fresh pages; `can_take` has been asked. Kept beginnings go, the longest unused first."""
@@ -59,13 +61,13 @@ class Pages:
                 self._free.append(page)
 
     def keep(self, key: bytes, pages: Sequence[int]) -> None:
-        """Remember the pages of a prompt's chunk under the key of all that came up to it."""
+        """Remember the pages of a part of a prompt under the key of all that came up to its end."""
         if key not in self._prefixes:
             self.hold(pages)
             self._prefixes[key] = list(pages)
 
     def find(self, keys: Sequence[bytes]) -> list[int]:
-        """Pages of the longest known run of chunks, held once more for the caller."""
+        """Pages of the longest known run of parts, held once more for the caller."""
         found: list[list[int]] = []
         for key in keys:
             if key not in self._prefixes:
@@ -81,11 +83,11 @@ class Pages:
         return all(self._references[page] == 1 for page in pages)
 
 
-def chunk_keys(kind: str, ids: Sequence[int], chunk: int, limit: int) -> list[bytes]:
-    """One key for each whole chunk of ids[:limit]: it names `kind` and every token up to the chunk's end."""
+def prefix_keys(kind: str, ids: Sequence[int], unit: int, limit: int) -> list[bytes]:
+    """One key for each whole unit of ids[:limit]: it names `kind` and every token up to the unit's end."""
     keys = []
     digest = hashlib.sha256(kind.encode())
-    for start in range(0, limit // chunk * chunk, chunk):
-        digest.update(np.asarray(ids[start : start + chunk], dtype=np.int64).tobytes())
+    for start in range(0, limit // unit * unit, unit):
+        digest.update(np.asarray(ids[start : start + unit], dtype=np.int64).tobytes())
         keys.append(digest.digest())
     return keys

@@ -25,7 +25,7 @@ class PagedSequence(Answer):
         continuation = request.continuation
         # the prompt's form takes these; a continuation's last token has nothing to predict
         self.prompt = request.token_ids if continuation is None else (*request.token_ids, *continuation[:-1])
-        self.keys: list[bytes] = []  # of the prompt's whole chunks, for whoever begins the same
+        self.keys: list[bytes] = []  # of the prompt's whole shared units, for whoever begins the same
         self.pages: list[int] = []
         self.length = 0
         self.row: int | None = None

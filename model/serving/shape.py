@@ -1,4 +1,4 @@
-"""Fixed sizes of the steps of each device, and the tag of the arithmetic that they are part of."""
+"""Sizes of the steps of each device, fixed or fast, and the tag of the arithmetic that they are part of."""
 
 from typing import NamedTuple
 
@@ -13,29 +13,51 @@ NUMERICS = {"cpu": "cpu-paged-1", "cuda": "cuda-paged-2"}
 class Shape(NamedTuple):
     """Sizes that bits depend on, budget apart.
 
-    rows: answers that run together. chunk: prompt tokens a step; prefixes are shared in these units, so that chunks
-    never move. granule: a chunk's rows are padded to a multiple of this, so that few shapes occur. budget: prompt
-    tokens between two decode steps.
+    rows: answers that run together. chunk: prompt tokens a step. granule: a chunk's rows are padded to a multiple of
+    this, so that few shapes occur. budget: prompt tokens between two decode steps. unit: prefixes are shared in whole
+    units; 0 is the chunk, so that chunks never move. fits_rows: a decode step is as narrow as its requests allow.
     """
 
     rows: int
     chunk: int
     granule: int
     budget: int
+    unit: int = 0
+    fits_rows: bool = False
+
+    @property
+    def shared(self) -> int:
+        """Tokens of a unit in which prefixes are shared."""
+        return self.unit or self.chunk
 
     def check(self) -> None:
         """Raises ModelError for sizes that pages and chunks do not divide."""
-        if self.granule % PAGE or self.chunk % max(256, self.granule) or min(self) < 1:
+        if (
+            self.granule % PAGE
+            or self.chunk % max(256, self.granule)
+            or min(self[:4]) < 1
+            or self.unit < 0
+            or self.unit % PAGE
+            or self.chunk % self.shared
+        ):
             raise ModelError(
-                f"engine: expected a chunk in multiples of 256 and of the granule, that in multiples of {PAGE}, "
-                f"all above 0, got {self}"
+                f"engine: expected a chunk in multiples of 256, of the granule and of the unit, these in multiples of "
+                f"{PAGE}, all above 0, got {self}"
             )
 
 
 SHAPES = {"cpu": Shape(8, 256, 64, 512), "cuda": Shape(64, 2048, 256, 8192)}
+# where last bits may change with what else is asked
+FAST_SHAPES = {
+    "cpu": Shape(8, 512, 64, 512, unit=PAGE, fits_rows=True),
+    "cuda": Shape(64, 8192, 256, 8192, unit=256, fits_rows=True),
+}
 
 
-def numerics(device: str) -> str:
-    """The tag of the paged engine's arithmetic on "cpu" or "cuda", as `model.engine.numerics` for the other one."""
-    forced = device == "cuda" and switch.FORCE_TORCH
-    return f"{NUMERICS[device]}-torch" if forced else NUMERICS[device]
+def numerics(device: str, fast: bool = False) -> str:
+    """The tag of the paged engine's arithmetic on "cpu" or "cuda", as `model.engine.numerics` for the other one.
+
+    fast: of `FAST_SHAPES`, e.g. "cuda-paged-2-fast".
+    """
+    forced = "-torch" if device == "cuda" and switch.FORCE_TORCH else ""
+    return f"{NUMERICS[device]}{forced}{'-fast' if fast else ''}"

@@ -143,6 +143,37 @@ def test_dsa_tiny_finds_needles_in_bfloat16_with_its_indexer_and_not_without(bun
         assert all(value == (name != "recency") for value in found.values()), (name, found)
 
 
+@pytest.mark.parametrize("name", ["dense", "indexer", "oracle", "recency"])
+def test_a_fast_engine_gives_the_same_greedy_tokens_and_captures_steps_of_several_numbers_of_rows(bundled, name):
+    tiny, variants = bundled("float32"), {name: VARIANTS[name]}
+    requests = [
+        dataclasses.replace(r, id=f"{i}/{r.id}", max_tokens=4 + 3 * i + j)
+        for i in range(2)
+        for j, r in enumerate(needle_requests(name))
+    ]
+    expected = answers(paged(tiny, variants), requests)
+    engine = paged(tiny, variants, fast=True)
+    results = answers(engine, requests)
+    assert {key: r.token_ids for key, r in results.items()} == {key: r.token_ids for key, r in expected.items()}
+    assert {rows for rows, _ in engine._decoders[name]._steps} >= {1, 2, 4, 8}
+    assert engine.stats.graphs >= 4 and engine.numerics.endswith("-fast")
+    cached = [results[r.id].usage.cached_tokens for r in requests]
+    assert cached[0] == 0 and min(cached[1:]) >= 512 and max(r.usage.cached_tokens for r in expected.values()) == 0
+
+
+def test_a_fast_engine_and_a_default_one_share_weights_and_pages_in_turn(bundled):
+    tiny, requests = bundled("bfloat16"), sampled(lengths=(300, 2600))
+    expected = answers(paged(tiny), requests)
+    fast = paged(tiny, fast=True)
+    held = torch.cuda.memory_allocated()
+    default = fast.beside(fast=False)
+    assert torch.cuda.memory_allocated() <= held
+    for _ in range(2):  # graphs of both are replayed in turn, in one pool of memory
+        assert {r.finish_reason for r in answers(fast, requests).values()} == {"length"}
+        again = answers(default, requests)
+        assert {key: r.token_ids for key, r in again.items()} == {key: r.token_ids for key, r in expected.items()}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bits_are_the_same_alone_in_company_and_in_another_order(bundled, dtype, logits_of):
     tiny, requests = bundled(dtype), sampled()
@@ -284,6 +315,23 @@ def test_128k_tokens_pass_within_the_memory_that_was_planned(wide, attention):
     assert all(len(result.token_ids) == 20 for result in results.values())
     assert [results[str(i)].usage.cached_tokens for i in range(3)] == [0, 118784, 118784]
     planned = working_bytes(wide.config, 2, 16, 2048, 131072)
+    assert engine.peak_gpu_bytes - weights - engine.stats.pool_bytes <= planned
+
+
+@pytest.mark.parametrize("attention", [Attention(), Attention(topk=2048)], ids=["dense", "sparse"])
+def test_fast_chunks_pass_within_the_memory_that_was_planned(wide, attention):
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    weights = torch.cuda.memory_allocated()
+    engine = paged(wide, {"it": attention}, cache_bytes=1 << 30, fast=True)
+    common = random_ids(120_000, 512)
+    requests = [
+        Request(id=str(i), variant="it", token_ids=(*common, *random_ids(1000, 512)), max_tokens=20) for i in range(3)
+    ]
+    results = answers(engine, requests)
+    assert [results[str(i)].usage.cached_tokens for i in range(3)] == [0, 119_808, 119_808]
+    assert engine.shape.chunk > 2048
+    planned = working_bytes(wide.config, 2, engine.num_rows, engine.shape.chunk, 131072)
     assert engine.peak_gpu_bytes - weights - engine.stats.pool_bytes <= planned
 
 

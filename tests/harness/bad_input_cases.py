@@ -245,6 +245,32 @@ def cuda_where_there_is_none(world: World) -> Words:
     return run(world.config(), "--device", "cuda")
 
 
+@case(r"--fast: expected a GPU, but --device cpu computes without one; leave one away$")
+def fast_on_the_cpu(world: World) -> Words:
+    return run(world.config(), "--fast", "--device", "cpu")
+
+
+@case(r"--fast: expected a GPU, but --gpus 0 computes without one; leave one away$")
+def fast_without_a_share_of_a_gpu(world: World) -> Words:
+    return ["run", world.config(), "--fast", "--gpus", "0"]
+
+
+@case(r"--fast: expected a GPU, but --device cpu computes without one; leave one away$")
+def fast_on_the_cpu_in_a_dry_run(world: World) -> Words:
+    return run(world.config(), "--fast", "--device", "cpu", "--dry-run")
+
+
+@case(r"--fast: expected a GPU, but there is none and the CPU has no such mode; leave it away$")
+def fast_where_there_is_no_gpu(world: World) -> Words:
+    world.monkeypatch.setattr("harness.place.sees_gpu", lambda: False)
+    return run(world.config(), "--fast")
+
+
+@case(r"--fast: expected a local model, but endpoints and scripts compute elsewhere; leave it away$")
+def fast_without_a_local_model(world: World) -> Words:
+    return run(world.scripted(), "--fast")
+
+
 @case(r"Invalid value for '--device': .*'gpu' is not one of 'auto', 'cpu', 'cuda'\.? \(see dsa-eval run --help\)")
 def unknown_device(world: World) -> Words:
     return run(world.config(), "--device", "gpu")

@@ -293,6 +293,12 @@ def publish_of_an_unfinished_run(world: World) -> Words:
     return ["publish", "done"]
 
 
+@case(r"done: was made with --fast, so its answers may depend on what else was asked; nothing was published: give the")
+def publish_of_a_fast_run(world: World) -> Words:
+    world.edit_json(world.done() / "manifest.json", numerics={"dense": "cuda-paged-2-fast"}, fast=True)
+    return ["publish", "done"]
+
+
 @case(r"convert: model exists and is not an empty folder; name a new one")
 def convert_onto_something(world: World) -> Words:
     return ["convert", "model", "model"]

@@ -20,6 +20,7 @@ from harness.config import LocalModel, ModelChoice
 from harness.engine import Attention, Device, DeviceLostError, Engine, Request, Result, Usage
 from harness.errors import HarnessError
 from harness.plan import PlannedItem
+from harness.publish import publish
 from harness.replicas import Pool, Runtime, run_here
 from harness.rescore import rescore
 from harness.run import run
@@ -46,7 +47,9 @@ class NamedEngine:
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config of a tiny model, on a machine whose torch sees a GPU."""
 
-    def open_engine(choice: ModelChoice, attentions: Mapping[str, Attention], device: Device) -> Engine:
+    def open_engine(
+        choice: ModelChoice, attentions: Mapping[str, Attention], device: Device, *, fast: bool = False
+    ) -> Engine:
         inner = door.open_engine(choice, attentions, "cpu")
         return NamedEngine(inner) if device == "cuda" else inner
 
@@ -120,6 +123,52 @@ def test_another_device_answers_everything_again_and_says_so(
     assert len(keys(folder)) == 8 and scored_keys(folder) == of_the_cpu
     assert "again" not in capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text())["cells"] == json.loads(before)["cells"]
+
+
+def test_a_run_with_fast_is_told_apart_and_never_mixed_merged_or_published(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(experiment, out=tmp_path / "run", replicas=0, limit=1)
+    same_bits = set(keys(folder))
+    assert "fast" not in manifest(folder) and "--fast" not in (folder / "report.html").read_text()
+    capsys.readouterr()
+    run(experiment, out=folder, replicas=0, limit=1, fast=True)
+    assert (
+        "2 samples were answered before on another device or under other settings; answers are not mixed, so they run "
+        "again on cuda with --fast"
+    ) in capsys.readouterr().out.splitlines()
+    assert scored_keys(folder) == set(keys(folder)) - same_bits and len(keys(folder)) == 4
+    assert manifest(folder)["fast"] is True
+    assert manifest(folder)["numerics"] == {"dense": "cuda-paged-2-fast", "sparse": "cuda-paged-2-fast"}
+    told = f"{GPU}, made with --fast: not for publication"
+    assert manifest(folder)["device"] == GPU and json.loads((folder / "results.json").read_text())["device"] == told
+    assert told in (folder / "report.html").read_text()
+    with pytest.raises(HarnessError, match="was made with --fast"):
+        publish(folder, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+    other = run(experiment, out=tmp_path / "other", replicas=0, limit=1)
+    for pair in ([folder, other], [other, folder]):
+        with pytest.raises(HarnessError, match=r"one was made with --fast, the other without; merging needs one"):
+            rescore(pair)
+    run(experiment, out=folder, replicas=0, limit=1)  # the other answers are still there
+    assert scored_keys(folder) == same_bits and len(keys(folder)) == 4 and "fast" not in manifest(folder)
+    assert publish(folder, tmp_path / "results")
+
+
+def test_fast_reaches_the_engine_and_the_command_that_goes_on(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def open_engine(choice: ModelChoice, attentions: object, device: Device, *, fast: bool = False) -> Engine:
+        seen.append((device, fast))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, "open_engine", open_engine)
+    with pytest.raises(SystemExit):
+        run(experiment, out=tmp_path / "run", replicas=0, fast=True)
+    assert seen == [("cuda", True)]
+    assert capsys.readouterr().err.rstrip().endswith(f"--out {tmp_path / 'run'} --replicas 0 --fast")
 
 
 def test_runs_on_two_devices_are_compared_but_not_merged(experiment: Path, tmp_path: Path) -> None:

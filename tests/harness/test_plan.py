@@ -63,7 +63,7 @@ def local_model(tmp_path, monkeypatch) -> SimpleNamespace:
         facts={}, context=4_000, selectors=("oracle", "recency", "random"), encoding=ThinkingBytes(), scripts={}
     )
 
-    def facts(choice: Any, device: str) -> ModelFacts:
+    def facts(choice: Any, device: str, *, fast: bool) -> ModelFacts:
         if not hasattr(choice, "path"):
             return ModelFacts(fingerprint=f"other-{choice}", context_length=None)
         return ModelFacts(fingerprint=f"weights-{choice.path}", context_length=world.context, selectors=world.selectors)
@@ -157,7 +157,7 @@ def test_the_key_stays_when_the_suite_grows():
 def test_the_arithmetic_of_the_model_is_in_the_key(monkeypatch):
     before = item_of(planned()).key
     other = ModelFacts(fingerprint="weights-m", context_length=4000, numerics="2")
-    monkeypatch.setattr(served, "describe_model", lambda choice, device: other)
+    monkeypatch.setattr(served, "describe_model", lambda choice, device, *, fast: other)
     assert item_of(planned()).key != before
 
 

@@ -168,6 +168,17 @@ def test_an_unfinished_run_is_refused_with_what_to_do(run_folder: Path, tmp_path
         publish(run_folder, tmp_path / "results")
 
 
+def test_a_run_with_fast_is_refused_and_an_earlier_publication_stays(run_folder: Path, tmp_path: Path) -> None:
+    publish(run_folder, tmp_path / "results")
+    before = _tree(tmp_path / "results")
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    tags = dict.fromkeys(VARIANTS, "cuda-paged-2") | {"recency": "cuda-paged-2-fast"}
+    (run_folder / "manifest.json").write_text(json.dumps({**manifest, "numerics": tags}))
+    with pytest.raises(HarnessError, match=r"^\S+: was made with --fast, .* without --fast, then publish$"):
+        publish(run_folder, tmp_path / "results")
+    assert _tree(tmp_path / "results") == before
+
+
 def test_another_schema_is_refused(run_folder: Path, tmp_path: Path) -> None:
     results = json.loads((run_folder / "results.json").read_text())
     (run_folder / "results.json").write_text(json.dumps({**results, "schema": 7}))

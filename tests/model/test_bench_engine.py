@@ -7,26 +7,33 @@ import torch
 
 from model import bench_engine
 from model.bench_engine import Case
-from model.bench_report import Report
+from model.bench_report import Report, line
 from model.engine import LocalEngine
 from model.errors import ModelError
 from model.random_checkpoint import write_random
 from model.request import Attention, Request, Result, Usage
+from model.serving.engine import PagedEngine
 from tests.model.test_fp8 import TINY
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench") / "checkpoint"
     write_random(folder, **TINY)
-    return LocalEngine(str(folder), {"sparse": Attention(topk=48), "dense": Attention()}, dtype="fp8")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
+    return LocalEngine(checkpoint, {"sparse": Attention(topk=48), "dense": Attention()}, dtype="fp8")
 
 
 class Scripted:
-    """An engine whose clock is its own: each prompt token takes 1 ms unless it was seen, each step 10 ms."""
+    """An engine whose clock is its own: each prompt token takes 1 ms unless it was seen, each step 10 ms or as told."""
 
-    def __init__(self):
+    def __init__(self, step=0.01):
         self.now = 0.0
+        self.step = step
         self.seen = set()
 
     def perf_counter(self):
@@ -42,13 +49,13 @@ class Scripted:
                 prompt_tokens=len(request.token_ids), completion_tokens=request.max_tokens, cached_tokens=cached
             )
             yield Result(id=request.id, token_ids=(), text="", finish_reason="length", usage=usage)
-        self.now += 0.01 * requests[0].max_tokens
+        self.now += self.step * requests[0].max_tokens
 
 
 def test_rates_are_those_of_a_scripted_clock(monkeypatch):
     scripted = Scripted()
     monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
-    (row,) = bench_engine.measure(scripted, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu")
+    (row,) = bench_engine.measure({"default": scripted}, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu")
     assert row["n"] == row["n_decode"] == bench_engine.ROUNDS
     assert row["prefill_tokens_per_second"] == pytest.approx(4000 / (4000 * 0.001 + 0.01))
     assert row["decode_tokens_per_second"] == pytest.approx(4 / 0.01)
@@ -60,7 +67,7 @@ def test_when_the_time_is_up_the_rest_says_so(monkeypatch):
     scripted = Scripted()
     monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
     cases = [Case("sparse", 90_000, 1), Case("dense", 10, 1)]
-    first, second = bench_engine.measure(scripted, cases, 50_000, 60.0, "cpu")
+    first, second = bench_engine.measure({"default": scripted}, cases, 50_000, 60.0, "cpu")
     assert first["n"] == 1, "a case that has begun is finished"
     assert second["failure"] == "not measured: 60 s were over"
 
@@ -69,7 +76,7 @@ def test_a_tiny_model_is_measured_sparse_and_dense(engine, monkeypatch):
     monkeypatch.setattr(bench_engine, "ROUNDS", 1)
     monkeypatch.setattr(bench_engine, "LONG", 24)
     cases = [Case("sparse", 300, 1), Case("dense", 300, 2)]
-    for row, case in zip(bench_engine.measure(engine, cases, 320, 60.0, "cpu"), cases, strict=True):
+    for row, case in zip(bench_engine.measure({"default": engine}, cases, 320, 60.0, "cpu"), cases, strict=True):
         assert (row["variant"], row["context"], row["batch"]) == (case.variant, case.context, case.batch)
         assert row["prefill_tokens_per_second"] > 0
         assert row["decode_tokens_per_second"] > 0
@@ -79,7 +86,7 @@ def test_a_case_that_fails_is_a_row_and_the_others_go_on(engine, monkeypatch):
     monkeypatch.setattr(bench_engine, "ROUNDS", 1)
     monkeypatch.setattr(bench_engine, "WARM_CONTEXT", 64)
     cases = [Case("dense", 200_000, 1), Case("dense", 40, 1)]
-    failed, fine = bench_engine.measure(engine, cases, 320, 60.0, "cpu")
+    failed, fine = bench_engine.measure({"default": engine}, cases, 320, 60.0, "cpu")
     assert failed["failure"].startswith("Failure: ModelError: request")
     assert "the model takes 163840" in failed["failure"]
     assert "failure" not in fine
@@ -96,9 +103,39 @@ def test_no_two_prompts_begin_alike_and_the_same_case_repeats_its_own():
 
 
 def test_single_prompts_come_before_batches():
-    cases = bench_engine._cases([8192, 131072], None)
+    cases = bench_engine._cases([8192, 131072], None, ["default"])
     assert [(c.batch, c.context) for c in cases[::2]] == [(1, 8192), (1, 131072), (16, 8192)]
     assert [c.variant for c in cases[:2]] == ["sparse", "dense"]
+
+
+def test_the_default_mode_comes_first_and_batches_in_between_last():
+    cases = bench_engine._cases([8192, 32768], [1, 2, 4], ["default", "fast"])[::2]
+    assert [(c.mode, c.batch, c.context) for c in cases] == [
+        *(("default", batch, context) for batch in (1, 4) for context in (8192, 32768)),
+        *(("fast", batch, context) for batch in (1, 4) for context in (8192, 32768)),
+        ("default", 2, 8192), ("default", 2, 32768), ("fast", 2, 8192), ("fast", 2, 32768),
+    ]  # fmt: skip
+
+
+def test_a_fast_row_says_how_many_times_the_default_modes_rates_it_has(monkeypatch):
+    slow, fast = Scripted(), Scripted(step=0.004)
+    monkeypatch.setattr(bench_engine.time, "perf_counter", lambda: slow.now + fast.now)
+    modes = {"default": slow, "fast": fast}
+    cases = [Case("sparse", 1000, 4, "default"), Case("sparse", 1000, 4, "fast"), Case("dense", 1000, 4, "fast")]
+    first, second, alone = bench_engine.measure(modes, cases, 50_000, 1000.0, "cpu")
+    assert "decode_ratio" not in first and "decode_ratio" not in alone, "there is nothing to set it against"
+    assert second["decode_ratio"] == pytest.approx(2.5) and second["prefill_ratio"] == pytest.approx(4.01 / 4.004)
+    assert {case.token_ids for case in bench_engine._requests(cases[0], 50, 0, 1)} == {
+        case.token_ids for case in bench_engine._requests(cases[1], 50, 0, 1)
+    }
+    assert line(second).endswith("| 1.00 | 2.50 |") and line(first).endswith("| – | – |")  # noqa: RUF001
+
+
+def test_both_modes_share_weights_and_pages_where_an_engine_has_them(checkpoint):
+    modes = bench_engine._open(PagedEngine, checkpoint, {"dense": Attention()}, "fp8", "cpu")
+    assert list(modes) == ["default", "fast"] and [m.fast for m in modes.values()] == [False, True]
+    assert modes["default"].model is modes["fast"].model and modes["default"]._lanes is modes["fast"]._lanes
+    assert list(bench_engine._open(LocalEngine, checkpoint, {"dense": Attention()}, "fp8", "cpu")) == ["default"]
 
 
 def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
@@ -112,12 +149,13 @@ def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
     written = json.loads(out.read_text())
     assert written["commit"] == "abc"
     assert written["weights"]["float8_e4m3fn"] > written["weights"]["float32"]
-    assert [(row["variant"], row["batch"]) for row in written["rows"]] == [
-        ("sparse", 1), ("dense", 1), ("sparse", 2), ("dense", 2)
-    ]  # fmt: skip
+    assert [(row["mode"], row["variant"], row["batch"]) for row in written["rows"]] == [
+        (mode, variant, batch) for mode in ("default", "fast") for batch in (1, 2) for variant in ("sparse", "dense")
+    ]
+    assert all(row["prefill_ratio"] > 0 and row["decode_ratio"] > 0 for row in written["rows"][4:])
     text = out.with_suffix(".md").read_text()
     assert text.startswith("one core, commit abc.")
-    assert text.count("| 300 | sparse |") == 2
+    assert text.count("| 300 | sparse |") == 4 and "how many times as fast it then is" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"], "the checkpoint is gone"
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from model.serving.pages import Pages, chunk_keys
+from model.serving.pages import Pages, prefix_keys
 
 
 def test_the_scratch_page_is_never_given_out():
@@ -34,15 +34,15 @@ def test_a_page_released_twice_is_noticed():
 def test_the_longest_known_beginning_is_found_and_held():
     pages = Pages(20)
     first = pages.take(8)
-    keys = chunk_keys("dense", range(1024), 256, 1023)
+    keys = prefix_keys("dense", range(1024), 256, 1023)
     assert len(keys) == 3, "a chunk that holds the last token is not shared"
     for i, key in enumerate(keys):
         pages.keep(key, first[2 * i : 2 * i + 2])
     pages.release(first)
     assert pages.num_free == 13
-    other = chunk_keys("dense", [*range(600), *range(424)], 256, 1023)
+    other = prefix_keys("dense", [*range(600), *range(424)], 256, 1023)
     assert pages.find(other) == first[:4]
-    assert pages.find(chunk_keys("recency", range(1024), 256, 1023)) == []
+    assert pages.find(prefix_keys("recency", range(1024), 256, 1023)) == []
     assert pages.find(keys[1:]) == first[2:6], "a key names all that came before it"
 
 
@@ -50,7 +50,7 @@ def test_kept_beginnings_go_from_their_end_and_the_least_used_first():
     pages = Pages(13)
     runs = {}
     for name in ("old", "new"):
-        runs[name] = chunk_keys(name, range(768), 256, 768)
+        runs[name] = prefix_keys(name, range(768), 256, 768)
         mine = pages.take(6)
         for i, key in enumerate(runs[name]):
             pages.keep(key, mine[2 * i : 2 * i + 2])

@@ -1,0 +1,221 @@
+"""The fast engine: the default greedy answers in float32, in steps that fit their rows, from shorter beginnings."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import model.serving.decoder
+from model.checkpoint import load_model
+from model.config import read_config
+from model.errors import ModelError
+from model.layers import Gate
+from model.random_checkpoint import CONFIG
+from model.request import Attention, Probes, Sampling
+from model.serving.decoder import Decoder
+from model.serving.engine import PagedEngine
+from model.serving.memory import STEP_SHARE, fit_chunk, working_bytes
+from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
+from model.serving.step import Rows
+from tests.model.serving.helpers import FOLDERS, assert_all_pages_are_free, paged, pages_for, served
+from tests.model.test_engine import VARIANTS, Words, answers, ask, random_ids
+
+# rounding to FP8 makes a last bit a larger step, so that near ties may fall either way
+ROUNDED = "fp8"
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """(requests in it, rows) of every decode step, in order, of all variants."""
+    seen: list[tuple[int, int]] = []
+    original = Decoder._size
+
+    def _size(self):
+        size = original(self)
+        seen.append((int((self._places[:, 2] > 0).sum()), size[0]))
+        return size
+
+    monkeypatch.setattr(Decoder, "_size", _size)
+    return seen
+
+
+def same_tokens(results, expected):
+    assert {key: r.error for key, r in results.items()} == dict.fromkeys(expected)
+    assert {key: r.token_ids for key, r in results.items()} == {key: r.token_ids for key, r in expected.items()}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_greedy_answers_and_log_likelihoods_are_those_of_the_default_engine(name):
+    tiny = load_model(str(FOLDERS[name]()), "float32")
+    probes = Probes(queries=4, ks=(16,), selectors=("oracle", "recency"))
+    requests = []
+    for i, variant in enumerate(served(tiny)):
+        ids = random_ids((300, 41, 700)[i % 3])
+        requests.append(ask(f"{variant} scored", ids, variant=variant, continuation=random_ids(5)))
+        if variant != ROUNDED:
+            requests.append(ask(variant, ids, variant=variant, max_tokens=2 + i, probes=probes if i % 2 else None))
+    expected = answers(paged(tiny), requests)
+    engine = paged(tiny, fast=True)
+    results = answers(engine, requests)
+    same_tokens(results, expected)
+    for key, result in expected.items():
+        if result.logprobs is not None:
+            close = 5e-2 if key.startswith(ROUNDED) else 2e-4
+            assert results[key].logprobs == pytest.approx(result.logprobs, abs=close)
+        if result.probes is not None:
+            assert results[key].probes.active_share == result.probes.active_share
+    assert_all_pages_are_free(engine)
+
+
+def test_a_step_has_the_smallest_power_of_two_of_rows_that_holds_its_requests(tiny, sizes):
+    requests = [ask(str(i), 20 + i, max_tokens=(2, 9, 4, 6, 3, 12)[i]) for i in range(6)]
+    expected = answers(paged(tiny), requests)
+    assert {rows for _, rows in sizes} == {8}, "in the default mode they never change"
+    sizes.clear()
+    engine = paged(tiny, fast=True)
+    same_tokens(answers(engine, requests), expected)
+    assert [count for count, _ in sizes] == [6, 5, 4, 3, 3, 2, 2, 2, 1, 1, 1]
+    assert [rows for _, rows in sizes] == [8, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1], "those who are left move together"
+    assert {rows for rows, _ in engine._decoders["dense"]._steps} == {1, 2, 4, 8}
+    assert_all_pages_are_free(engine)
+
+
+def test_padding_takes_the_experts_of_a_real_row(tiny, monkeypatch):
+    chosen = []
+    original = Gate.forward
+
+    def forward(self, x):
+        experts, weights = original(self, x)
+        if len(x) == 4:
+            chosen.append([set(row) for row in experts.tolist()])
+        return experts, weights
+
+    monkeypatch.setattr(Gate, "forward", forward)
+    requests = [ask(str(i), 20 + i, max_tokens=3) for i in range(3)]
+    answers(paged(tiny, fast=True), requests)
+    assert len(chosen) == 2 * sum(tiny.config.moe.sparse) and all(experts[3] in experts[:3] for experts in chosen)
+
+
+def test_what_padding_chooses_changes_no_bit_of_other_rows(tiny, logits_of, monkeypatch):
+    """The same in steps of a fixed number of rows: only there rows are free of their number."""
+    requests = [ask(str(i), 50 + i, seed=i, max_tokens=6, sampling=Sampling(temperature=1.0)) for i in range(3)]
+    expected = answers(paged(tiny), requests)
+    bits = {seed: torch.stack(steps) for seed, steps in logits_of.items()}
+    original = Rows.unpack.__func__
+    monkeypatch.setattr(Rows, "unpack", classmethod(lambda cls, *given, alike: original(cls, *given, alike=True)))
+    same_tokens(answers(paged(tiny), requests), expected)
+    assert all(torch.equal(torch.stack(logits_of[seed]), steps) for seed, steps in bits.items())
+
+
+def test_rows_that_are_no_power_of_two_are_all_taken_at_most(tiny, sizes):
+    shape = Shape(rows=6, chunk=256, granule=64, budget=256, fits_rows=True)
+    requests = [ask(str(i), 20, max_tokens=4) for i in range(6)]
+    engine = paged(tiny, fast=True, shape=shape)
+    assert all(result.error is None for result in answers(engine, requests).values())
+    assert max(sizes) == (6, 6)
+
+
+def test_steps_that_have_not_been_used_for_long_are_prepared_anew(tiny, monkeypatch):
+    monkeypatch.setattr(model.serving.decoder, "MAX_STEPS", 2)
+    requests = [ask(str(i), 20 + i, max_tokens=(2, 9, 4, 6, 3, 12)[i]) for i in range(6)]
+    expected = answers(paged(tiny), requests)
+    engine = paged(tiny, fast=True)
+    for _ in range(2):
+        same_tokens(answers(engine, requests), expected)
+        decoder = engine._decoders["dense"]
+        assert [rows for rows, _ in decoder._steps] == [2, 1] and decoder._given.keys() == decoder._steps.keys()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_beginnings_are_shared_page_by_page(tiny, variant):
+    common = random_ids(730)
+    ids = [(*common[:shared], *random_ids(40 + shared % 7)) for shared in (730, 730, 200, 63)]
+    requests = [ask(str(i), ids[i], variant=variant) for i in range(4)]
+    alone = {}
+    for request in requests:
+        alone |= answers(paged(tiny), [request])
+    engine = paged(tiny, fast=True)
+    together = answers(engine, requests)
+    assert [together[name].usage.cached_tokens for name in "0123"] == [0, 704, 192, 0]
+    if variant != ROUNDED:
+        same_tokens(together, alone)
+    again = answers(engine, [dataclasses.replace(requests[1], id="later")])["later"]
+    assert again.usage.cached_tokens == (len(ids[1]) - 1) // 64 * 64, "and a chunk begins wherever they end"
+    assert variant == ROUNDED or again.token_ids == alone["1"].token_ids
+    assert_all_pages_are_free(engine)
+
+
+def test_requests_that_lose_their_pages_come_back_with_the_same_tokens(tiny):
+    requests = [ask(str(i), 60, variant="indexer", max_tokens=120) for i in range(4)]
+    expected = answers(paged(tiny), requests)
+    variants = {"indexer": VARIANTS["indexer"]}
+    engine = PagedEngine.of(tiny, Words(), variants, cache_bytes=pages_for(tiny, 7 * 64), fast=True)
+    same_tokens(answers(engine, requests), expected)
+    assert engine.stats.preemptions > 0
+    assert_all_pages_are_free(engine)
+
+
+def test_an_exception_in_a_decode_step_fails_only_the_request_that_causes_it(tiny, monkeypatch):
+    requests = [ask(str(n), tuple(range(n)), max_tokens=9, variant="indexer") for n in range(20, 61, 10)]
+    expected = answers(paged(tiny), requests)
+    original = model.serving.decoder.run_rows
+
+    def run_rows(tiny, rows, pool):
+        logits = original(tiny, rows, pool)
+        if 43 in rows.positions:
+            raise RuntimeError("made up")
+        return logits
+
+    monkeypatch.setattr(model.serving.decoder, "run_rows", run_rows)
+    engine = paged(tiny, fast=True)
+    results = answers(engine, requests)
+    assert results.pop("40").error == "RuntimeError: made up"
+    same_tokens(results, {name: result for name, result in expected.items() if name != "40"})
+    assert_all_pages_are_free(engine)
+
+
+def test_two_engines_over_the_same_weights_and_pages_take_no_beginning_from_each_other(tiny):
+    ids = random_ids(600)
+    fast = PagedEngine.of(tiny, Words(), {"dense": Attention()}, cache_bytes=pages_for(tiny, 4096), fast=True)
+    default = fast.beside(fast=False)
+    assert default.model is fast.model and default._lanes is fast._lanes and default._outputs is fast._outputs
+    assert (default.shape, fast.shape) == (SHAPES["cpu"], FAST_SHAPES["cpu"])
+    cached = [answers(e, [ask("a", ids)])["a"].usage.cached_tokens for e in (fast, default, fast, default)]
+    assert cached == [0, 0, 576, 512]
+    assert answers(default, [ask("a", ids)])["a"].token_ids == answers(paged(tiny), [ask("a", ids)])["a"].token_ids
+    with pytest.raises(ModelError, match=r"expected steps no larger than those of Shape\(rows=8, chunk=256"):
+        default.beside(fast=True)
+
+
+def test_the_tag_says_that_bits_may_differ(tiny, monkeypatch):
+    assert (numerics("cpu"), numerics("cuda")) == ("cpu-paged-1", "cuda-paged-2")
+    assert (numerics("cpu", fast=True), numerics("cuda", fast=True)) == ("cpu-paged-1-fast", "cuda-paged-2-fast")
+    monkeypatch.setattr("kernels.switch.FORCE_TORCH", True)
+    assert numerics("cuda", fast=True) == "cuda-paged-2-torch-fast"
+    assert (paged(tiny).numerics, paged(tiny, fast=True).numerics) == ("cpu-paged-1", "cpu-paged-1-fast")
+
+
+def test_the_default_shapes_are_fixed_and_the_fast_ones_are_not():
+    for device, shape in SHAPES.items():
+        assert shape.shared == shape.chunk and not shape.fits_rows
+        fast = FAST_SHAPES[device]
+        fast.check()
+        assert fast.fits_rows and fast.shared < shape.chunk < fast.chunk and fast.rows == shape.rows
+    assert SHAPES["cuda"] == (64, 2048, 256, 8192, 0, False)
+
+
+def test_chunks_are_as_long_as_memory_and_context_allow():
+    config = read_config(CONFIG, "test")
+    sizes = {chunk: working_bytes(config, 2, 64, chunk, config.max_positions) for chunk in (2048, 4096, 8192)}
+    for chunk, size in sizes.items():
+        room = int(size / STEP_SHARE) + 1
+        assert fit_chunk(config, 2, 64, 8192, 2048, room) == chunk, "a step of this size has just its share"
+        assert fit_chunk(config, 2, 64, 8192, 2048, room - 2) == max(2048, chunk // 2)
+    for context, chunk in ((163_840, 8192), (4097, 8192), (4096, 4096), (512, 2048)):
+        assert fit_chunk(dataclasses.replace(config, max_positions=context), 2, 64, 8192, 2048, 1 << 40) == chunk
+
+
+@pytest.mark.parametrize("unit", [-64, 32, 192])
+def test_units_that_are_no_pages_or_do_not_divide_the_chunk_are_refused(tiny, unit):
+    with pytest.raises(ValueError, match="multiples of 256, of the granule and of the unit"):
+        paged(tiny, shape=Shape(rows=4, chunk=256, granule=64, budget=256, unit=unit))

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.bench_engine_page import draw_rates, engine_page, peer_page
 from harness.bench_plot import draw_panels
 from harness.errors import HarnessError
 from harness.files import read_json, write_whole
 
 MISSING = "-"
+KNOWN = "what bench kernels, bench attention, bench engine or bench lm-eval wrote"
 TITLES = {"kernels": "Kernels", "attention": "The whole attention step"}
 Row = Mapping[str, Any]
 
@@ -16,24 +18,28 @@ Row = Mapping[str, Any]
 def write_page(path: Path) -> list[Path]:
     """Write X.md and, where rows have a place in it, X.svg beside X.json; gives the files written.
 
-    Raises HarnessError: no such file, not the JSON of `bench kernels` or `bench attention`.
+    Raises HarnessError: no such file, not the JSON of a benchmark that has a page.
     """
     if path.suffix != ".json":
         raise HarnessError(f"{path}: expected a file that ends in .json, for its page stands beside it")
     if not path.is_file():
-        raise HarnessError(f"{path}: no such file; expected what bench kernels or bench attention wrote")
+        raise HarnessError(f"{path}: no such file; expected {KNOWN}")
     record = read_json(path)
-    if (
+    page, plot = path.with_suffix(".md"), path.with_suffix(".svg")
+    if isinstance(record, dict) and "peer_samples_per_second" in record:
+        write_whole(page, peer_page(record))
+        return [page]
+    of_engine = isinstance(record, dict) and {"engine", "config", "rows"} <= record.keys()
+    if not of_engine and (
         not isinstance(record, dict)
         or record.get("benchmark") not in TITLES
         or not isinstance(record.get("rows"), list)
     ):
-        raise HarnessError(f"{path}: expected what bench kernels or bench attention wrote")
-    page, plot = path.with_suffix(".md"), path.with_suffix(".svg")
-    drawn = draw_panels(record["rows"])
+        raise HarnessError(f"{path}: expected {KNOWN}")
+    drawn = draw_rates(record) if of_engine else draw_panels(record["rows"])
     if drawn is not None:
         write_whole(plot, str(drawn) + "\n")
-    write_whole(page, render_page(record, plot.name if drawn is not None else None))
+    write_whole(page, (engine_page if of_engine else render_page)(record, plot.name if drawn is not None else None))
     return [page, plot] if drawn is not None else [page]
 
 

@@ -1,4 +1,4 @@
-"""Time against context as small panels in one SVG that stands alone: no style sheet, no script."""
+"""Time, or a rate, against context as small panels in one SVG that stands alone: no style sheet, no script."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,20 @@ PEERS = (("#444444", "7 3"), ("#777777", "3 2"), ("#999999", "8 2 2 2"), ("#7777
 Point = tuple[float, float]
 
 
-def draw_panels(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+def draw_panels(
+    rows: Sequence[Mapping[str, Any]], unit: str = "ms", label: str = "time against context"
+) -> Markup | None:
     """A panel for each `panel` of the rows, a line for each of its series; None where no measured row has a place.
 
     Both axes are logarithmic. Peers are dashed, the floor of each series is dotted.
+
+    Args:
+        rows: with "context", "series" and "value", or "ms" in its place.
+        unit: of the values. label: for who cannot see the picture.
     """
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if "ms" in row and "context" in row and "panel" in row:
+        if ("ms" in row or "value" in row) and "context" in row and "panel" in row:
             panels.setdefault(row["panel"], []).append(row)
     if not panels:
         return None
@@ -31,7 +37,7 @@ def draw_panels(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     drawn = [
         element(
             "g",
-            *_panel(title, found),
+            *_panel(title, found, unit),
             transform=f"translate({place % COLUMNS * WIDTH} {place // COLUMNS * HEIGHT})",
         )
         for place, (title, found) in enumerate(panels.items())
@@ -45,28 +51,30 @@ def draw_panels(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
         width=width,
         height=height,
         role="img",
-        aria_label="time against context",
+        aria_label=label,
         font_family="sans-serif",
         font_size=11,
     )
 
 
-def _panel(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Markup]:
+def _panel(title: str, rows: Sequence[Mapping[str, Any]], unit: str) -> Iterator[Markup]:
     lines, dashed, dotted = _series(rows)
     points = [point for line in (*lines.values(), *dashed.values(), *dotted.values()) for point in line]
     contexts = sorted({row["context"] for row in rows})
     across = Scale(math.log2(contexts[0]) - 0.2, math.log2(contexts[-1]) + 0.2, LEFT, WIDTH - RIGHT)
-    low, high = (math.log10(pick(ms for _, ms in points)) for pick in (min, max))
+    low, high = (math.log10(pick(value for _, value in points)) for pick in (min, max))
     up = Scale(math.floor(low * 5 - 0.2) / 5, math.ceil(high * 5 + 0.2) / 5, HEIGHT - BOTTOM, TOP)
-    yield element("text", title, x=LEFT, y=18, font_weight="bold")
+    yield element("text", title if unit == "ms" else f"{title}: {unit}", x=LEFT, y=18, font_weight="bold")
     for context in contexts:
         x = across(math.log2(context))
         yield element("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, stroke="#eeeeee")
         yield element("text", f"{context / 1024:g}k", x=x, y=HEIGHT - BOTTOM + 14, text_anchor="middle")
-    for ms in _round_values(up.low, up.high):
-        y = up(math.log10(ms))
+    for value in _round_values(up.low, up.high):
+        y = up(math.log10(value))
         yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, stroke="#dddddd")
-        yield element("text", f"{ms:g} ms", x=LEFT - 4, y=y + 4, text_anchor="end")
+        yield element(
+            "text", f"{value:,g}" if unit != "ms" else f"{value:g} ms", x=LEFT - 4, y=y + 4, text_anchor="end"
+        )
     for name, line in dotted.items():
         colour = COLOURS[list(lines).index(name) % len(COLOURS)]
         yield _polyline(line, across, up, stroke=colour, stroke_width=1.0, stroke_dasharray="1 3")
@@ -96,7 +104,7 @@ def _series(
     dashed: dict[str, dict[float, float]] = {}
     dotted: dict[str, list[Point]] = {}
     for row in sorted(rows, key=lambda row: row["context"]):
-        lines.setdefault(row["series"], []).append((row["context"], row["ms"]))
+        lines.setdefault(row["series"], []).append((row["context"], row["ms"] if "ms" in row else row["value"]))
         if "floor_ms" in row:
             dotted.setdefault(row["series"], []).append((row["context"], row["floor_ms"]))
         for peer, ms in row.get("peer_ms", {}).items():

@@ -235,6 +235,13 @@ def bench_engine(
     return bench_engine(contexts, seconds=seconds, out=out, provenance=provenance)
 
 
+def engine_table(record: Mapping[str, Any]) -> str:
+    """The rows of `bench_engine` as a Markdown table with its facts above."""
+    from model.bench_report import table
+
+    return table(record)
+
+
 def bench_kernels(only: str, rounds: int, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
     """Kernel times on this GPU, kept in `out` row by row; ModelError without a GPU or if a test fails."""
     from model.kernel_bench import bench_kernels

@@ -121,7 +121,9 @@ def test_page_and_plot_stand_beside_the_json(record, tmp_path, monkeypatch, caps
 def test_other_files_are_refused(tmp_path):
     other = tmp_path / "model.json"
     other.write_text('{"rows": []}')
-    with pytest.raises(HarnessError, match="expected what bench kernels or bench attention wrote"):
+    with pytest.raises(
+        HarnessError, match="expected what bench kernels, bench attention, bench engine or bench lm-eval wrote"
+    ):
         write_page(other)
     with pytest.raises(HarnessError, match=r"expected a file that ends in \.json"):
         write_page(tmp_path / "x.md")
@@ -155,3 +157,47 @@ def test_without_a_gpu_the_commands_say_so_in_one_line(monkeypatch, capsys):
         assert call(monkeypatch, "bench", command) == 2
         told = capsys.readouterr().err
         assert told == f"dsa-eval: bench {command}: expected a GPU that torch can use, found none\n"
+
+
+def rate(variant, context, batch, mode="default", **more):
+    return {
+        "variant": variant, "context": context, "batch": batch, "mode": mode, "n": 3, "n_decode": 2,
+        "peak_bytes": 60 << 30, "peak_over_idle_bytes": 1 << 30, "cached_share": 0.9,
+        **{f"{name}_tokens_per_second{end}": value for name, value in (("prefill", 3e4), ("decode", 90.0))
+           for end in ("", "_min", "_max")},
+        **more,
+    }  # fmt: skip
+
+
+def test_the_engines_rates_are_drawn_by_attention_and_mode(tmp_path):
+    rows = [
+        rate("sparse", 8192, 1), rate("sparse", 8192, 16), rate("sparse", 131072, 1), rate("dense", 8192, 1, "fast"),
+        {"variant": "dense", "context": 131072, "batch": 1, "mode": "default", "failure": "not measured: 90 s over",
+         "peak_bytes": 1, "peak_over_idle_bytes": 0},
+    ]  # fmt: skip
+    record = {
+        "engine": "model.serving.engine:PagedEngine", "created": "2026-01-02T03:04:05+00:00", "commit": "0123456789abcd",
+        "device": "H100 (made up)", "config": {"hidden_size": 7168, "layers": 6, "topk": 2048}, "rows": rows,
+    }  # fmt: skip
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps(record))
+    page, plot = write_page(path)
+    text = page.read_text()
+    assert "hidden size 7,168, 6 layers" in text and "(engine.svg)" in text and "not measured: 90 s over" in text
+    shown = [node.text for node in ET.parse(plot).iter(f"{SVG}text")]
+    assert {"answers, one at a time: tokens/s", "prompts, the largest batch of each context: tokens/s"} <= {*shown}
+    assert {"sparse", "dense, --fast"} <= {*shown}
+
+
+def test_a_comparison_with_lm_eval_tells_rates_and_equal_answers(tmp_path):
+    record = {
+        "samples": 272, "model": "smollm2-135m-instruct", "dtype": "bfloat16", "prompt_tokens": 300_000,
+        "completion_tokens": 40_000, "batch": 32, "gpu": "H100 (made up)", "device": "a host", "commit": "0123456789ab",
+        "created": "2026-01-02T03:04:05+00:00", "seconds": 20.0, "peer_seconds": 250.0, "samples_per_second": 13.6,
+        "peer_samples_per_second": 1.088, "same_answers": 250, "prompts_that_differ": 0, "other_answers": [],
+    }  # fmt: skip
+    path = tmp_path / "lm_eval.json"
+    path.write_text(json.dumps(record))
+    (page,) = write_page(path)
+    text = page.read_text()
+    assert cells(text, "ratio") == ["ratio", "12.5", ""] and "250 of 272 answers are the same" in text

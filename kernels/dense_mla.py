@@ -7,8 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from kernels.check import check_tensor
-from kernels.dense_prefill import PrefillBackend, causal_by_cudnn, choose_prefill
-from kernels.switch import takes_kernels
+from kernels.dense_prefill import (
+    PrefillBackend,
+    causal_by_cudnn,
+    choose_prefill,
+    cudnn_fits,
+    hopper_fits,
+    masked_by_cudnn,
+)
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -46,30 +52,42 @@ def dense_mla(
         scale: softmax scale, above 0; for MLA always that of the MHA form, whatever d is.
         start: position of q[0].
         mask: [s, t] bool, true where a key is selected; every row needs at least one visible key.
-        backend: "auto" takes torch on a CPU; on a GPU triton under a mask, else what `choose_prefill` says.
+        backend: "auto" takes what `choose_prefill` says. "hopper" is for an H100, bfloat16 and widths of 192 and 128.
 
     Returns:
         [s, h, c] in q's dtype. Peak memory: on a CPU a few float32 [s, t] and one head's keys beside the inputs, on a
-        GPU two results.
+        GPU two results, under a mask also a bit (hopper) or two bytes (cudnn) a (query, key) pair.
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit.
     """
     _check(q, k, v, scale, start, mask)
-    best: PrefillBackend = "triton" if takes_kernels(q) and mask is not None else choose_prefill(q, k, v)
+    best = choose_prefill(q, k, v, masked=mask is not None)
     backend = best if backend == "auto" else backend
-    if backend not in ("torch", best) and (backend == "cudnn" or not q.is_cuda):
+    if backend not in ("torch", best) and not _takes(backend, q, k, v):
         known = " or ".join(sorted({best, "torch"}))
         raise ValueError(f"dense_mla: expected backend {known} for these tensors on {q.device}, got {backend}")
     if backend == "torch":
         return _by_torch(q, k, v, scale, start, mask)
     if backend == "cudnn":
-        return causal_by_cudnn(q, k, v, scale, start)[0]
-    from kernels.masked_mha_triton import masked_mha
+        if mask is None:
+            return causal_by_cudnn(q, k, v, scale, start)[0]
+        return masked_by_cudnn(q, k, v, scale, start, mask)[0]
+    if backend == "hopper":
+        from kernels.mha_hopper import mha_hopper as launch
+    else:
+        from kernels.masked_mha_triton import masked_mha as launch
 
     out = torch.empty(*q.shape[:2], v.shape[-1], dtype=q.dtype, device=q.device)
-    masked_mha(q, k, v, scale, start, mask, out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device))
+    launch(q, k, v, scale, start, mask, out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device))
     return out
+
+
+def _takes(backend: PrefillBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether a backend that is not the first choice can take the tensors all the same."""
+    if backend == "cudnn":
+        return cudnn_fits(q, k, v)
+    return hopper_fits(q, k, v) if backend == "hopper" else q.is_cuda
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Dense causal attention of a prompt's chunk through the fastest library path that torch carries."""
+"""Who computes a prompt's chunk in the MHA form, and the way through cuDNN that torch carries."""
 
 from typing import Literal
 
@@ -6,23 +6,44 @@ import torch
 
 from kernels.switch import takes_kernels
 
-PrefillBackend = Literal["auto", "cudnn", "triton", "torch"]
+PrefillBackend = Literal["auto", "cudnn", "hopper", "triton", "torch"]
+# the forms, of "dense" and "masked", that "auto" gives to the Gluon kernel where it fits: none until it is measured
+HOPPER_FORMS: frozenset[str] = frozenset()
 
 
-def choose_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> PrefillBackend:
-    """cudnn where its fused kernels take the shapes (Hopper, half precision, widths to 256), else triton; CPU: torch.
+def choose_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, masked: bool = False) -> PrefillBackend:
+    """The kernel that "auto" means; on a CPU torch.
 
-    A function of device, dtype and widths alone. cuDNN takes 192 / 128 wide heads as they are; torch's flash kernel
-    would pad the values to 192.
+    hopper for the forms of HOPPER_FORMS where it fits. Else under a mask triton; without one cudnn where its fused
+    kernels take the shapes (Hopper, half precision, widths to 256), which takes 192 / 128 wide heads as they are while
+    torch's flash kernel would pad the values to 192. A function of device, dtype, widths and strides alone.
     """
     if not takes_kernels(q):
         return "torch"
+    if ("masked" if masked else "dense") in HOPPER_FORMS and hopper_fits(q, k, v):
+        return "hopper"
+    return "cudnn" if not masked and cudnn_fits(q, k, v) else "triton"
+
+
+def hopper_fits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether the Gluon kernel takes these tensors: see `mha_hopper.fits`."""
+    if not takes_kernels(q):
+        return False
+    try:
+        from kernels.mha_hopper import fits
+    except ImportError:  # a Triton without Gluon
+        return False
+    fitting: bool = fits(q, k, v)
+    return fitting
+
+
+def cudnn_fits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether cuDNN's fused attention takes these shapes, as a function of device, dtype and widths alone."""
+    if not takes_kernels(q) or q.dtype not in (torch.bfloat16, torch.float16):
+        return False
     d, c, h, g = q.shape[-1], v.shape[-1], q.shape[1], k.shape[1]
-    half = q.dtype in (torch.bfloat16, torch.float16)
     narrow = max(d, c) <= 256 and d % 8 == 0 and c % 8 == 0
-    if half and narrow and g in (1, h) and torch.cuda.get_device_capability(q.device) >= (9, 0):
-        return "cudnn"
-    return "triton"
+    return narrow and g in (1, h) and torch.cuda.get_device_capability(q.device) >= (9, 0)
 
 
 def causal_by_cudnn(
@@ -35,13 +56,27 @@ def causal_by_cudnn(
     Returns:
         (out [s, h, c] in q's dtype, lse [s, h] float32, natural). Peak memory: two results.
     """
-    h = q.shape[1]
-    queries, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (q, k.expand(-1, h, -1), v.expand(-1, h, -1)))
+    queries, keys, values = _heads_first(q, k, v)
     out, lse = _cudnn(queries, keys[:, :, start:], values[:, :, start:], scale, causal=True)
     if start == 0:
         return out, lse
     before, before_lse = _cudnn(queries, keys[:, :, :start], values[:, :, :start], scale, causal=False)
     return merge_two(before, before_lse, out, lse)
+
+
+def masked_by_cudnn(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Under a mask [s, t] as a bias of 0 or -inf in q's dtype that all heads share. As `causal_by_cudnn`.
+
+    Peak memory: the result and two bytes a (query, key) pair.
+    """
+    s, t = mask.shape
+    # rows on 16 bytes
+    bias = torch.zeros(s, -(-t // 8) * 8, dtype=q.dtype, device=q.device)[:, :t].masked_fill_(~mask, float("-inf"))
+    future = torch.ones(s, s, dtype=torch.bool, device=q.device).triu_(1)
+    bias[:, start:].masked_fill_(future, float("-inf"))
+    return _cudnn(*_heads_first(q, k, v), scale, causal=False, bias=bias[None, None])
 
 
 def merge_two(
@@ -53,11 +88,24 @@ def merge_two(
     return torch.lerp(b.float(), a.float(), weight).to(a.dtype), lse
 
 
+def _heads_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[s, h, d] and keys and values of one group or h -> views [1, h, s, d]."""
+    h = q.shape[1]
+    queries, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (q, k.expand(-1, h, -1), v.expand(-1, h, -1)))
+    return queries, keys, values
+
+
 def _cudnn(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, causal: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    *,
+    causal: bool,
+    bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[1, h, s, d] -> out [s, h, c], lse [s, h]. torch's public function gives no log-sum, hence the operator."""
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, False, scale=scale)
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, bias, True, 0.0, causal, False, scale=scale)
     out, lse = found[0], found[1]
     s, h = q.shape[2], q.shape[1]
     return out[0].transpose(0, 1), lse.reshape(h, s).transpose(0, 1)

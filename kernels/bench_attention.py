@@ -40,6 +40,10 @@ SCALE = QK_DIM**-0.5
 # (keys, batch) where every design of `decode_designs` is measured beside the default
 DESIGN_SHAPES = ((32768, 1), (32768, 64), (32768, 128))
 DENSE_DESIGN_SHAPES = ((8192, 1), (8192, 64), (32768, 64), (131072, 1), (131072, 64))
+# of the Gluon kernel of the MHA form: its default, and what turns and one program an SM are worth
+HOPPER_DESIGNS: dict[str | None, dict[str, bool]] = {
+    None: {}, "no turns": {"in_turns": False}, "a program a tile": {"persistent": False},
+}  # fmt: skip
 
 
 def sparse_flops(queries: int, heads: int, k: int) -> int:
@@ -140,32 +144,73 @@ def _dense_decode() -> Iterator[Case]:
 
 def _dense_prefill() -> Iterator[Case]:
     for keys, (fa3, cudnn) in DENSE_PREFILL_PEERS.items():
-        for backend in ("cudnn", "triton"):
-            yield make_case(
-                f"dense_prefill_{backend}", {"keys": keys, "queries": QUERIES}, "bfloat16",
-                2 * HEADS * (QK_DIM + V_DIM) * visible_pairs(QUERIES, keys),
-                2 * HEADS * (QK_DIM + V_DIM) * (keys + QUERIES), {"FA3": fa3, "cuDNN SDPA without a mask": cudnn},
-                partial(dense_prefill_step, keys, QUERIES, backend),
-            )  # fmt: skip
+        peers = {"FA3": fa3, "cuDNN SDPA without a mask": cudnn}
+        rows: list[tuple[str, str | None, Call]] = [
+            ("cudnn", None, partial(dense_prefill_step, keys, QUERIES, "cudnn")),
+            *(("hopper", name, partial(_hopper, keys, False, options)) for name, options in HOPPER_DESIGNS.items()),
+            ("triton", None, partial(dense_prefill_step, keys, QUERIES, "triton")),
+        ]
+        for backend, name, build in rows:
+            yield _mha_case(f"dense_prefill_{backend}", keys, 0, peers, build, name)
 
 
 def _masked_prefill() -> Iterator[Case]:
     for keys in (4096, 8192, 12288):
 
-        def build(keys: int = keys) -> Call:
-            q, k, v = (normal(n, HEADS, d) for n, d in ((QUERIES, QK_DIM), (keys, QK_DIM), (keys, V_DIM)))
-            chosen = causal_ids(QUERIES, keys, TOPK)
-            mask = torch.zeros(QUERIES, keys + 1, dtype=torch.bool, device="cuda")
-            mask.scatter_(1, torch.where(chosen < 0, keys, chosen).long(), True)
-            mask = mask[:, :keys].contiguous()
-            return lambda: dense_mla(q, k, v, SCALE, keys - QUERIES, mask)
+        def build(backend: PrefillBackend, keys: int = keys) -> Call:
+            (q, k, v), mask = _prefill_inputs(keys), _selected(keys)
+            return lambda: dense_mla(q, k, v, SCALE, keys - QUERIES, mask, backend=backend)
 
-        pairs = visible_pairs(QUERIES, keys)
-        moved = 2 * HEADS * (QK_DIM + V_DIM) * (keys + QUERIES) + QUERIES * keys
-        yield make_case(
-            "masked_prefill", {"keys": keys, "queries": QUERIES}, "bfloat16",
-            2 * HEADS * (QK_DIM + V_DIM) * pairs, moved, {}, build,
-        )  # fmt: skip
+        rows: list[tuple[str | None, Call]] = [
+            (None, partial(build, "auto")),
+            ("triton", partial(build, "triton")),
+            *(
+                (f"hopper, {name}" if name else "hopper", partial(_hopper, keys, True, options))
+                for name, options in HOPPER_DESIGNS.items()
+            ),
+            ("cudnn", partial(build, "cudnn")),
+        ]
+        for name, prepare in rows:
+            yield _mha_case("masked_prefill", keys, QUERIES * keys, {}, prepare, name)
+
+
+def _mha_case(kernel: str, keys: int, extra: int, peers: Mapping[str, float], build: Call, name: str | None) -> Case:
+    """extra: bytes beside q, k, v and the result."""
+    return make_case(
+        kernel, {"keys": keys, "queries": QUERIES}, "bfloat16",
+        2 * HEADS * (QK_DIM + V_DIM) * visible_pairs(QUERIES, keys),
+        2 * HEADS * (QK_DIM + V_DIM) * (keys + QUERIES) + extra, peers, build, name,
+    )  # fmt: skip
+
+
+def _prefill_inputs(keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v of the last QUERIES of `keys` tokens; v as the model holds it: half of a projection's columns."""
+    v = normal(keys, HEADS, 2 * V_DIM)[..., V_DIM:]
+    return normal(QUERIES, HEADS, QK_DIM), normal(keys, HEADS, QK_DIM), v
+
+
+def _selected(keys: int) -> torch.Tensor:
+    """TOPK random visible keys of each of the last QUERIES of `keys` tokens, [QUERIES, keys] bool."""
+    chosen = causal_ids(QUERIES, keys, TOPK)
+    mask = torch.zeros(QUERIES, keys + 1, dtype=torch.bool, device="cuda")
+    mask.scatter_(1, torch.where(chosen < 0, keys, chosen).long(), True)
+    return mask[:, :keys].contiguous()
+
+
+def _hopper(keys: int, masked: bool, options: dict[str, bool]) -> Call:
+    """The Gluon kernel in one of its designs, with the allocations of `dense_mla`."""
+    from kernels.mha_hopper import mha_hopper
+
+    q, k, v = _prefill_inputs(keys)
+    mask = _selected(keys) if masked else None
+
+    def call() -> torch.Tensor:
+        out = torch.empty(QUERIES, HEADS, V_DIM, dtype=q.dtype, device=q.device)
+        lse = torch.empty(QUERIES, HEADS, device=q.device)
+        mha_hopper(q, k, v, SCALE, keys - QUERIES, mask, out, lse, **options)
+        return out
+
+    return call
 
 
 def dense_prefill_step(

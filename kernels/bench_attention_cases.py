@@ -6,7 +6,7 @@ from typing import Any
 from kernels.bench_attention import cases as attention_cases
 from kernels.bench_case import Case
 
-TESTS = ("tests/gpu/test_attention_kernels.py",)
+TESTS = ("tests/gpu/test_attention_kernels.py", "tests/gpu/test_mha_kernels.py")
 EDGES = "same_bits or persistently or two_to_the_31 or outside_the_cache"
 HOPPER_TFLOPS = {8192: 500.0, 32768: 490.0, 131072: 450.0}  # the first bar, by context
 # pytest's -k expression of each kernel's tests
@@ -16,8 +16,9 @@ TESTED_BY = {
     "sparse_decode": f"decode_splits or fp8_rows or captured_graph or {EDGES}",
     "dense_decode": "dense_decode or captured_graph",
     "dense_prefill_cudnn": "dense_prefill",
+    "dense_prefill_hopper": "dense_prefill or mha_on_hopper",
     "dense_prefill_triton": "dense_prefill or masked_attention",
-    "masked_prefill": "masked_attention",
+    "masked_prefill": "masked_attention or mha_on_hopper or under_a_mask",
 }
 
 
@@ -47,7 +48,7 @@ def _aims(case: dict[str, Any]) -> dict[str, float | None]:
     elif kernel == "sparse_decode":
         peer = min(case["peers"].values())
         bar, goal = 2.0 * peer, 1.1 * peer
-    elif kernel == "dense_prefill_cudnn":
+    elif kernel in ("dense_prefill_cudnn", "dense_prefill_hopper"):
         bar, goal = flops / 550e9, case["peers"]["FA3"]
     elif kernel == "dense_decode":
         bar = case["bytes"] / 1.5e9 if axes["batch"] == 64 and case["dtype"] == "bfloat16" else None

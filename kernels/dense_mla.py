@@ -73,10 +73,10 @@ def dense_mla(
         if mask is None:
             return causal_by_cudnn(q, k, v, scale, start)[0]
         return masked_by_cudnn(q, k, v, scale, start, mask)[0]
-    if backend == "hopper":
-        from kernels.mha_hopper import mha_hopper as launch
-    else:
+    if backend == "triton":
         from kernels.masked_mha_triton import masked_mha as launch
+    else:
+        from kernels.mha_hopper import mha_hopper as launch
 
     out = torch.empty(*q.shape[:2], v.shape[-1], dtype=q.dtype, device=q.device)
     launch(q, k, v, scale, start, mask, out, torch.empty(q.shape[:2], dtype=torch.float32, device=q.device))

@@ -9,11 +9,8 @@ pytest.importorskip("triton", reason="needs triton")
 from kernels.decode_designs import BF16 as BF16_DESIGNS
 from kernels.decode_designs import FP8 as FP8_DESIGNS
 from kernels.dense_decode import dense_decode, dense_decode_reference
-from kernels.dense_mla import dense_mla, dense_mla_reference
-from kernels.dense_prefill import choose_prefill
 from kernels.fp8_cache import pack_rows, unpack_rows
 from kernels.layout import KvLayout
-from kernels.masked_mha_triton import masked_mha
 from kernels.page_slots import page_slots, page_slots_reference
 from kernels.sparse_mla import choose_backend, gpu_kernel, sparse_mla, sparse_mla_lse, sparse_mla_reference
 
@@ -258,34 +255,3 @@ def test_decode_runs_in_a_captured_graph():
     out.fill_(float("nan"))
     graph.replay()
     assert torch.equal(out, expected)
-
-
-@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
-@pytest.mark.parametrize("queries, keys", [(1, 1), (1, 129), (130, 333), (300, 300)])
-@pytest.mark.parametrize("heads, groups, dim, value_dim", [(4, 4, 192, 128), (6, 2, 48, 80), (5, 1, 576, 512)])
-def test_masked_attention_matches_the_reference(dtype, queries, keys, heads, groups, dim, value_dim):
-    q, start = normal(queries, heads, dim, dtype=dtype), keys - queries
-    k, v = normal(keys, groups, dim, dtype=dtype), normal(keys, groups, value_dim, dtype=dtype)
-    mask = torch.rand(queries, keys, device="cuda") < 0.4
-    mask[:, 0] = True
-    mask[queries // 2] = queries == 1
-    out = torch.full((queries + 1, heads, value_dim), float("nan"), dtype=dtype, device="cuda")
-    lse = torch.full((queries + 1, heads), float("nan"), device="cuda")
-    masked_mha(q, k, v, 0.1, start, mask, out[:-1], lse[:-1])
-    assert bool(out[-1].isnan().all()) and bool(lse[-1].isnan().all())
-    wanted = dense_mla_reference(q, k, v, 0.1, start, mask).nan_to_num(0.0)
-    assert float((out[:-1].float() - wanted).norm() / wanted.norm()) < BOUNDS[dtype]
-    if queries > 1:
-        assert bool(lse[queries // 2].isneginf().all()) and not bool(out[queries // 2].any())
-
-
-@pytest.mark.parametrize("backend", ["cudnn", "triton"])
-@pytest.mark.parametrize("queries, start", [(256, 0), (256, 512), (300, 77), (1, 400)])
-@pytest.mark.parametrize("groups", [1, 8])
-def test_dense_prefill_is_causal_from_the_lower_right(backend, queries, start, groups):
-    q, k, v = normal(queries, 8, 192), normal(start + queries, groups, 192), normal(start + queries, groups, 128)
-    if backend == "cudnn" and choose_prefill(q, k, v) != "cudnn":
-        pytest.skip("needs a Hopper GPU for cuDNN's attention")
-    actual = dense_mla(q, k, v, 0.1, start, backend=backend)
-    wanted = dense_mla_reference(q, k, v, 0.1, start)
-    assert float((actual.float() - wanted).norm() / wanted.norm()) < BOUNDS[BF16]

@@ -18,7 +18,7 @@ def test_every_case_has_a_name_of_its_own_and_says_its_work():
         assert all(ms > 0 for ms in case["peers"].values())
     assert {case["kernel"] for case in cases()} == {
         "sparse_prefill_hopper", "sparse_prefill_triton", "sparse_decode", "dense_decode", "dense_prefill_cudnn",
-        "dense_prefill_triton", "masked_prefill",
+        "dense_prefill_hopper", "dense_prefill_triton", "masked_prefill",
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluo
 import triton
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from kernels import mask_bits_triton, mha_hopper
+from kernels import dense_prefill, mask_bits_triton, mha_hopper
 from tests.kernels.hopper import SHARED_LIMIT, Build
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -55,6 +55,7 @@ def test_it_builds_for_hopper_without_a_spill(kernel, heads, in_turns, masked):
     for step in ("wgmma", "setmaxnreg", "cp.async.bulk.tensor"):
         assert step in kernel.ptx
     assert ("ld.global.v4" in kernel.ptx) == masked  # four words of bits at once
+    assert ("ld.global.v4" in mask_bits_triton.pack_mask_kernel.ptx) == masked  # 16 keys of a mask
 
 
 @compiled
@@ -94,6 +95,18 @@ def test_interpreter_bits_are_the_visible_part_of_the_mask(queries, keys):
     assert not bool(found.reshape(queries, -1)[:, keys:].any())
 
 
+@compiled
+@pytest.mark.parametrize("forms", [(), ("dense",), ("masked",), ("dense", "masked")])
+def test_it_is_chosen_for_the_forms_that_are_named(monkeypatch, forms):
+    for name in ("takes_kernels", "hopper_fits", "cudnn_fits"):
+        monkeypatch.setattr(dense_prefill, name, lambda *_: True)
+    monkeypatch.setattr(dense_prefill, "HOPPER_FORMS", frozenset(forms))
+    q = empty(2, 4, 192)
+    assert dense_prefill.choose_prefill(q, q, q) == ("hopper" if "dense" in forms else "cudnn")
+    assert dense_prefill.choose_prefill(q, q, q, masked=True) == ("hopper" if "masked" in forms else "triton")
+
+
+@compiled
 def test_rows_that_tma_cannot_address_are_not_taken():
     kv = empty(9, 4, 256)
     assert mha_hopper._addressable(kv[..., 128:]) and mha_hopper._addressable(kv[:, 1:3, :128])

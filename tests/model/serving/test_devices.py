@@ -19,6 +19,7 @@ from model.request import Attention, Probes, Request
 from model.selection import select
 from model.serving.choose import choose_for_chunk
 from model.serving.engine import PagedEngine
+from model.serving.forms import dense_backend
 from model.serving.forward import run_chunk, run_rows
 from model.serving.pool import PagePool
 from model.serving.shape import numerics
@@ -164,6 +165,13 @@ def test_the_arithmetic_is_named_by_engine_and_device_and_by_the_forced_torch_fo
     assert (NUMERICS, numerics("cpu"), numerics("cuda")) == ("cpu-2", "cpu-paged-1", "cuda-paged-2")
     monkeypatch.setattr(switch, "FORCE_TORCH", True)
     assert (numerics("cpu"), numerics("cuda")) == ("cpu-paged-1", "cuda-paged-2-torch")
+
+
+def test_the_forced_torch_forms_read_prompts_through_torch(monkeypatch):
+    config, gpu = ours(dsa_folder()).config, torch.device("cuda")
+    assert (dense_backend(config, gpu), dense_backend(config, torch.device("cpu"))) == ("triton", "auto")
+    monkeypatch.setattr(switch, "FORCE_TORCH", True)
+    assert dense_backend(config, gpu) == "auto"
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):

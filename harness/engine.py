@@ -118,21 +118,24 @@ def describe_model(choice: "ModelChoice", device: Device = "cpu", *, fast: bool 
         return ModelFacts(fingerprint=f"endpoint-{seen}", context_length=None)
     from model.checkpoint import describe
 
-    if device == "cuda":
-        from model.serving.shape import numerics as paged_numerics
-
-        tag = paged_numerics(device, fast)
-    else:
-        from model.engine import numerics
-
-        tag = numerics(device)
     facts = describe(choice.path, choice.indexer)
     return ModelFacts(
         fingerprint=f"{facts['fingerprint']}-{choice.dtype}",
         context_length=facts["context_length"],
         selectors=tuple(facts["selectors"]),
-        numerics=tag,
+        numerics=_numerics(device, fast),
     )
+
+
+def _numerics(device: Device, fast: bool) -> str:
+    """The tag of the arithmetic of the engine that serves there."""
+    if device == "cuda":
+        from model.serving.shape import numerics
+
+        return numerics(device, fast)
+    from model.engine import NUMERICS
+
+    return NUMERICS
 
 
 def sees_gpu() -> bool:
@@ -195,13 +198,12 @@ def open_engine(
     options: dict[str, Any] = {
         "dtype": choice.dtype,
         "chat_template": choice.chat_template,
-        "device": device,
         "indexer": choice.indexer,
     }
     if device == "cuda":
         from model.serving.engine import PagedEngine
 
-        paged: Engine = PagedEngine(choice.path, attentions, **options, fast=fast)
+        paged: Engine = PagedEngine(choice.path, attentions, device=device, fast=fast, **options)
         return paged
     from model.engine import LocalEngine
 

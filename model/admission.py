@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from model.config import ModelConfig
-from model.errors import ModelError
+from model.errors import DeviceLostError, ModelError
 from model.request import Attention, IndexDtype, Request, Result, Usage
+
+FAILURES = (ModelError, RuntimeError, MemoryError)  # what one request may meet without ending the others
+DEVICE_FAILURES = getattr(torch, "AcceleratorError", ())  # after one of these, every later call fails as well
 
 
 def check_request(request: Request, attentions: Mapping[str, Attention], config: ModelConfig) -> Attention:
@@ -69,3 +74,9 @@ def failure(request: Request, error: Exception) -> Result:
         usage=Usage(prompt_tokens=len(request.token_ids), completion_tokens=0),
         error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
     )
+
+
+def raise_if_lost(error: Exception) -> None:
+    """Raise DeviceLostError for an error that no later request of this process can survive."""
+    if isinstance(error, DEVICE_FAILURES):
+        raise DeviceLostError(str(error).strip().partition("\n")[0]) from error

@@ -18,16 +18,11 @@ from model.layers import RMSNorm
 from model.request import IndexDtype, Selector
 from model.rope import rotate
 from model.segment import Segment
-from model.selection import select, select_ids
+from model.selection import select
 
 # a gathered element costs as much as this many multiply-adds of the masked form: on one core, 8 heads and k = 256, both
 # forms take the same time near 16k keys
 GATHER_COST = 400
-
-
-def selects_by_ids(q: torch.Tensor) -> bool:
-    """A GPU gathers wherever keys are chosen; a CPU reads short contexts faster under a mask."""
-    return q.is_cuda
 
 
 class MLA(nn.Module):
@@ -116,29 +111,18 @@ class MLA(nn.Module):
         kv = segment.cache.layers[self.layer].kv[: segment.stop]
         if segment.probe is not None:
             segment.probe.measure(self, q, kv, segment)
-        attention, by_ids = segment.attention, selects_by_ids(q)
+        attention = segment.attention
         if attention.topk is None or segment.stop <= attention.topk:
             segment.selection = None
-            if by_ids and q.shape[0] == 1:  # the gathering kernel splits a long context over the whole GPU
-                every = torch.arange(segment.stop, dtype=torch.int32, device=q.device)[None, :]
-                return self._read_ids(q, kv, every, decode=True, check_ids=False)
             return self._read_all(q, kv, segment, None)
         if not (attention.selector == "indexer" and self.indexer is None and segment.selection is not None):
-            segment.selection = (select_ids if by_ids else select)(
+            segment.selection = select(
                 attention, self.layer, segment.positions, segment.stop, lambda name: self.scores(name, q, kv, segment)
             )
-        if by_ids:
-            return self._read_ids(q, kv, segment.selection, decode=segment.decode, check_ids=False)
         if segment.decode or self._gathers(attention.topk, segment.start):
-            return self._read_ids(q, kv, mask_to_ids(segment.selection, attention.topk))
+            ids = mask_to_ids(segment.selection, attention.topk)
+            return self.up_project(sparse_mla(self.absorb(q), kv, ids, self.layout, self.config.softmax_scale))
         return self._read_all(q, kv, segment, segment.selection)
-
-    def _read_ids(
-        self, q: torch.Tensor, kv: torch.Tensor, ids: torch.Tensor, *, decode: bool = False, check_ids: bool = True
-    ) -> torch.Tensor:
-        """Attention over the gathered keys of each query: [s, h, nope + rope] and ids [s, k] int32 -> [s, h, v]."""
-        rows, scale = self.absorb(q), self.config.softmax_scale
-        return self.up_project(sparse_mla(rows, kv, ids, self.layout, scale, decode=decode, check_ids=check_ids))
 
     def scores(self, selector: Selector, q: torch.Tensor, kv: torch.Tensor, segment: Segment) -> torch.Tensor:
         """What the indexer or the oracle thinks of every key, [s, t] float32, for queries at the segment's end."""

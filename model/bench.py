@@ -135,7 +135,7 @@ class _Ours:
 
         self.model = load_model(str(folder), "float32")
         self.attention = Attention(topk=CONFIG["index_topk"])
-        self.cache = Cache(self.model.config, capacity, dtype=torch.float32, index_dtype="float32", device="cpu")
+        self.cache = Cache(self.model.config, capacity, dtype=torch.float32, index_dtype="float32")
 
     def _step(self, ids: Any, start: int, length: int, rows: Any, *, decode: bool) -> Any:
         import torch

@@ -8,13 +8,11 @@ An engine that can be fast is measured in both modes, over the same weights and 
 """
 
 import dataclasses
-import importlib
-import inspect
 import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from model.random_checkpoint import write_random
 from model.request import Attention, CacheDtype, Request, Result
 
 CONTEXTS = (8192, 32768, 65536, 131072)
-ENGINE = "model.serving.engine:PagedEngine"
 VARIANTS = ("sparse", "dense")
 DEFAULT, FAST = "default", "fast"  # modes: the same bits in any company, or whatever is faster
 TOKENS_AT_ONCE = 131072  # of context: the larger batch of a context has as many prompts as this holds
@@ -35,7 +32,7 @@ MAX_BATCH = 64
 WARM_CONTEXT = 16384
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
-GPU_TESTS = ("tests/gpu/test_fp8_weights.py", "tests/gpu/test_*engine*.py", "tests/gpu/test_*serving*.py")
+GPU_TESTS = ("tests/gpu/test_fp8_weights.py", "tests/gpu/test_engine.py", "tests/gpu/test_engine_parity.py")
 CPU_TESTS = ("tests/model/test_fp8.py", "tests/model/test_engine.py")
 FAILURES = (ModelError, RuntimeError, ValueError, MemoryError)
 
@@ -60,7 +57,6 @@ def bench_engine(
     batches: Sequence[int] | None = None,
     seconds: float = 90.0,
     folder: Path | None = None,
-    engine: str = ENGINE,
     dtype: str = "auto",
     cache_dtype: CacheDtype = "auto",
     device: str | None = None,
@@ -74,7 +70,6 @@ def bench_engine(
     Args:
         contexts: prompt lengths in tokens. batches: None is 1 and what `TOKENS_AT_ONCE` holds.
         seconds: when this has passed since the engine was opened, the cases that are left say so in their rows.
-        engine: module:class of the engine; it takes path, attentions, dtype and device.
         device: None is the GPU if there is one. scratch: where the checkpoint is written, about 17 GB at full width.
         changes: keys of config.json, for other widths. out: JSON file; the table stands beside it as Markdown.
 
@@ -108,10 +103,10 @@ def bench_engine(
             "sparse": Attention(topk=topk, cache_dtype=cache_dtype), "dense": Attention(cache_dtype=cache_dtype)
         }  # fmt: skip
         began = time.perf_counter()
-        engines = _open(_engine_class(engine), str(path), attentions, dtype, device)
+        engines = _open(str(path), attentions, dtype, device)
         opened = engines[DEFAULT]
         report.note(
-            engine=engine, dtype=dtype, cache_dtype=cache_dtype, torch_device=device, rounds=ROUNDS,
+            dtype=dtype, cache_dtype=cache_dtype, torch_device=device, rounds=ROUNDS,
             load_seconds=time.perf_counter() - began, weights=_bytes_by_dtype(opened), idle_bytes=_held_bytes(device),
             config={"layers": config.num_layers, "hidden_size": config.hidden_size, "topk": topk},
         )  # fmt: skip
@@ -242,23 +237,13 @@ def _cases(contexts: Sequence[int], batches: Sequence[int] | None, modes: Sequen
     return [case for *_, case in sorted(found, key=lambda entry: entry[:3])]
 
 
-def _open(
-    kind: Callable[..., Any], path: str, attentions: Mapping[str, Attention], dtype: str, device: str
-) -> dict[str, Any]:
+def _open(path: str, attentions: Mapping[str, Attention], dtype: str, device: str) -> dict[str, Any]:
     """The engine by mode, the default one first; weights and pages are there once."""
-    if "fast" not in inspect.signature(kind).parameters:
-        return {DEFAULT: kind(path, attentions, dtype=dtype, device=device)}
-    fast = kind(path, attentions, dtype=dtype, device=device, fast=True)  # its steps need more memory beside the pages
+    from model.serving.engine import PagedEngine
+
+    # the fast one first: its steps need more memory beside the pages
+    fast = PagedEngine(path, attentions, dtype=dtype, device=device, fast=True)
     return {DEFAULT: fast.beside(fast=False), FAST: fast}
-
-
-def _engine_class(name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"bench engine: expected module:class of an engine, got {name!r} ({error})") from None
-    return found
 
 
 def _gate(patterns: Sequence[str]) -> None:

@@ -122,7 +122,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=None, help="default: 1 and what 131,072 tokens hold")
     parser.add_argument("--seconds", type=float, default=90.0, help="start no case after this long")
     parser.add_argument("--model", type=Path, default=None, help="a checkpoint; default: a random one is written")
-    parser.add_argument("--engine", default=bench.ENGINE, help="module:class")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cache", choices=("auto", "fp8"), default="auto")
     parser.add_argument("--device", default=None)
@@ -135,7 +134,7 @@ def main() -> None:
     given = parser.parse_args()
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
     bench.bench_engine(
-        given.contexts, batches=given.batches, seconds=given.seconds, folder=given.model, engine=given.engine,
+        given.contexts, batches=given.batches, seconds=given.seconds, folder=given.model,
         dtype=given.dtype, cache_dtype=given.cache, device=given.device, scratch=given.scratch,
         changes={key: int(value) for key, _, value in (pair.partition("=") for pair in given.set)},
         out=given.out, provenance=provenance(given.commit),

@@ -1,4 +1,4 @@
-"""What a request keeps of its context: one latent row and one index key per token and layer."""
+"""What a request keeps of its context on a CPU: one latent row and one index key per token and layer."""
 
 import torch
 
@@ -6,7 +6,6 @@ from model.config import ModelConfig
 from model.request import IndexDtype
 
 PREFILL_CHUNK = 256  # prompt tokens a step; prefixes are shared in these units, so that chunks never move
-CUDA_PREFILL_CHUNK = 2048  # the same on a GPU, which needs more rows to be busy; a multiple of the CPU's
 
 
 class LayerCache:
@@ -23,7 +22,7 @@ class Cache:
     """The context of one request: `length` tokens are filled. Bytes grow with capacity x layers, nothing else."""
 
     def __init__(
-        self, config: ModelConfig, capacity: int, *, dtype: torch.dtype, index_dtype: IndexDtype | None, device: str
+        self, config: ModelConfig, capacity: int, *, dtype: torch.dtype, index_dtype: IndexDtype | None
     ) -> None:
         """index_dtype None keeps no index keys: the variant never asks the indexer."""
         self.capacity = capacity
@@ -31,11 +30,11 @@ class Cache:
         self.length = 0
         self.layers: list[LayerCache] = []
         for i in range(config.num_layers):
-            kv = torch.empty(capacity, config.kv_width, dtype=dtype, device=device)
+            kv = torch.empty(capacity, config.kv_width, dtype=dtype)
             index = None
             if index_dtype is not None and config.indexer is not None and config.indexer.own[i]:
                 index_type = torch.bfloat16 if index_dtype == "bfloat16" else torch.float32
-                index = torch.empty(capacity, config.indexer.head_dim, dtype=index_type, device=device)
+                index = torch.empty(capacity, config.indexer.head_dim, dtype=index_type)
             self.layers.append(LayerCache(kv, index))
 
     def copy_prefix(self, other: "Cache", length: int) -> None:

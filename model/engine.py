@@ -1,16 +1,15 @@
-"""The local engine: prompts in fixed chunks, answers in a batch of fixed size, every result as it finishes."""
+"""The CPU engine: prompts in fixed chunks, answers in a batch of fixed size, every result as it finishes."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from kernels import switch
-from model.admission import check_request, failure, num_tokens, wanted_index_dtype
-from model.cache import CUDA_PREFILL_CHUNK, PREFILL_CHUNK, Cache
+from model.admission import FAILURES, check_request, failure, num_tokens, wanted_index_dtype
+from model.cache import PREFILL_CHUNK, Cache
 from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
-from model.errors import DeviceLostError, ModelError
+from model.errors import ModelError
 from model.malloc import keep_freed_memory
 from model.probe import Probe
 from model.request import Attention, ProbeResult, Request, Result, Usage
@@ -20,17 +19,14 @@ from model.sequence import Sequence
 from model.transformer import Transformer
 
 DECODE_ROWS = 8  # every decode step has this many rows: a row's bits do not depend on who shares the batch
-# part of the journal key, by device: raised when the same weights and request would give other bits
-NUMERICS = {"cpu": "cpu-2", "cuda": "cuda-1"}
-FAILURES = (ModelError, RuntimeError, MemoryError)  # what one request may meet without ending the others
-DEVICE_FAILURES = getattr(torch, "AcceleratorError", ())  # after one of these, every later call fails as well
+NUMERICS = "cpu-2"  # part of the journal key: raised when the same weights and request would give other bits
 
 
 class LocalEngine:
-    """Serves several attention variants of one checkpoint from one copy of its weights.
+    """Serves several attention variants of one checkpoint from one copy of its weights, on a CPU.
 
     The same request gives the same tokens whatever else is asked, in whatever order: prompts run alone in chunks of
-    256 (2,048 on a GPU), answers in rows of 8, and a CPU engine uses one thread (more would split sums elsewhere).
+    256, answers in rows of 8, all in one thread (more would split sums elsewhere).
     """
 
     def __init__(
@@ -40,49 +36,32 @@ class LocalEngine:
         *,
         dtype: str = "auto",
         chat_template: bool | None = None,
-        device: str = "cpu",
         indexer: str | None = None,
     ) -> None:
-        """Load weights (indexer: see `load_model`) and tokenizer. device: "cpu" or "cuda", the current GPU.
-
-        Raises ModelError as they do, and where torch sees no GPU.
-        """
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ModelError(f"--device cuda: torch {torch.__version__} sees no GPU here; use --device cpu")
-        if device == "cpu":
-            torch.set_num_threads(1)
-            keep_freed_memory()
-        model = load_model(path, dtype, device, indexer)
+        """Load weights (path, dtype, indexer: see `load_model`) and tokenizer. Raises ModelError as they do."""
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        model = load_model(path, dtype, indexer=indexer)
         self._serve(model, load_encoding(resolve(path), chat_template), attentions)
 
     @classmethod
     def of(cls, model: Transformer, encoding: ChatEncoding, attentions: Mapping[str, Attention]) -> "LocalEngine":
-        """An engine around a model that is already in memory."""
+        """An engine around a model that is already in memory. Raises ModelError if that is a GPU's."""
         engine = cls.__new__(cls)
         engine._serve(model, encoding, attentions)
         return engine
 
     def _serve(self, model: Transformer, encoding: ChatEncoding, attentions: Mapping[str, Attention]) -> None:
+        weight = model.embed_tokens.weight
+        if weight.device.type != "cpu":
+            raise ModelError(
+                f"LocalEngine: expected a model on the CPU, got one on {weight.device}; PagedEngine serves it there"
+            )
         self.model = model
         self.encoding = encoding
         self.attentions = dict(attentions)
-        self.device = model.embed_tokens.weight.device.type
-        self.dtype = model.embed_tokens.weight.dtype
+        self.dtype = weight.dtype
         self._prefix: tuple[str, tuple[int, ...], Cache] | None = None
-
-    @property
-    def device_name(self) -> str:
-        """The GPU as its driver calls it, e.g. "NVIDIA H100 80GB HBM3"; "" on a CPU."""
-        return torch.cuda.get_device_name() if self.device == "cuda" else ""
-
-    @property
-    def peak_gpu_bytes(self) -> int:
-        """The most GPU memory that tensors of this process have taken so far; 0 on a CPU."""
-        return torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
-
-    @property
-    def _chunk(self) -> int:
-        return CUDA_PREFILL_CHUNK if self.device == "cuda" else PREFILL_CHUNK
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Answer requests; up to DECODE_ROWS are decoded together, further ones are pulled as rows come free.
@@ -116,7 +95,6 @@ class LocalEngine:
                 return self._score(sequence)
             sequence.take(sequence.sampler.next(self._prefill(sequence, len(request.token_ids))))
         except FAILURES as error:
-            raise_if_lost(error)
             return failure(request, error)
         return sequence
 
@@ -129,21 +107,20 @@ class LocalEngine:
             num_tokens(request),
             dtype=self.dtype,
             index_dtype=wanted_index_dtype(request, attention, config),
-            device=self.device,
         )
         return Sequence(request, attention, cache, probe, self.encoding)
 
     def _prefill(self, sequence: Sequence, stop: int) -> torch.Tensor:
-        """Run the prompt up to `stop` in chunks that never move; logits of the last token, [v], on the CPU."""
-        ids, chunk = sequence.request.token_ids, self._chunk
+        """Run the prompt up to `stop` in chunks that never move; logits of the last token, [v]."""
+        ids = sequence.request.token_ids
         self._share_prefix(sequence)
         logits = torch.empty(0)
-        for start in range(sequence.cache.length, stop, chunk):
-            end = min(start + chunk, stop)
-            last = torch.tensor([end - start - 1], device=self.device) if end == stop else None
+        for start in range(sequence.cache.length, stop, PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, stop)
+            last = torch.tensor([end - start - 1]) if end == stop else None
             logits = self._step(sequence, ids[start:end], start, last)
-        self._prefix = (sequence.request.variant, ids[: (stop - 1) // chunk * chunk], sequence.cache)
-        return logits[0].cpu()
+        self._prefix = (sequence.request.variant, ids[: (stop - 1) // PREFILL_CHUNK * PREFILL_CHUNK], sequence.cache)
+        return logits[0]
 
     def _share_prefix(self, sequence: Sequence) -> None:
         """Copy whole chunks that the last prompt of this variant began with; probed positions are always run."""
@@ -156,7 +133,7 @@ class LocalEngine:
             limit = min(limit, sequence.probe.prompt_positions[0])
         if variant != sequence.request.variant or cache.indexed != sequence.cache.indexed:
             return
-        shared = next((i for i in range(limit) if ids[i] != mine[i]), limit) // self._chunk * self._chunk
+        shared = next((i for i in range(limit) if ids[i] != mine[i]), limit) // PREFILL_CHUNK * PREFILL_CHUNK
         if shared:
             sequence.cache.copy_prefix(cache, shared)
             sequence.cached_tokens = shared
@@ -166,16 +143,15 @@ class LocalEngine:
             cache=sequence.cache, attention=sequence.attention, start=start, length=len(ids),
             rows=slice(0, len(ids)), probe=sequence.probe,
         )  # fmt: skip
-        logits: torch.Tensor = self.model(torch.tensor(ids, device=self.device), [segment], rows)
+        logits: torch.Tensor = self.model(torch.tensor(ids), [segment], rows)
         return logits
 
     @torch.inference_mode()
     def _decode(self, active: list[Sequence]) -> None:
         """One token for every active sequence; if the step fails, each goes alone and only the guilty one fails."""
         try:
-            logits = self._decode_step(active).cpu()  # tokens are drawn there: the same draw on every device
+            logits = self._decode_step(active)
         except FAILURES as error:
-            raise_if_lost(error)
             if len(active) == 1:
                 active[0].fail(error)
             else:
@@ -204,9 +180,7 @@ class LocalEngine:
                     decode=True,
                 )
             )
-        logits: torch.Tensor = self.model(
-            torch.tensor(ids, device=self.device), segments, torch.arange(DECODE_ROWS, device=self.device)
-        )
+        logits: torch.Tensor = self.model(torch.tensor(ids), segments, torch.arange(DECODE_ROWS))
         return logits
 
     def _score(self, sequence: Sequence) -> Result:
@@ -218,17 +192,16 @@ class LocalEngine:
         self._share_prefix(sequence)
         logprobs: list[float] = []
         is_greedy = True
-        chunk = self._chunk
-        for start in range(sequence.cache.length, len(ids), chunk):
-            end = min(start + chunk, len(ids))
+        for start in range(sequence.cache.length, len(ids), PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, len(ids))
             begin = min(max(first, start), end)  # no logits before the prompt's end
-            rows = torch.arange(begin - start, end - start, device=self.device)
+            rows = torch.arange(begin - start, end - start)
             logits = self._step(sequence, ids[start:end], start, rows if len(rows) else None)
             for row, scores in zip(rows.tolist(), logits, strict=True):
                 target = continuation[start + row - first]
                 is_greedy = greedy(scores) == target and is_greedy
                 logprobs.append(float(scores.log_softmax(-1)[target]))
-        self._prefix = (request.variant, request.token_ids[: first // chunk * chunk], sequence.cache)
+        self._prefix = (request.variant, request.token_ids[: first // PREFILL_CHUNK * PREFILL_CHUNK], sequence.cache)
         return Result(
             id=request.id,
             token_ids=(),
@@ -250,8 +223,8 @@ class LocalEngine:
         sequence.probe.phase = "answer"
         prompt = sequence.request.token_ids
         ids = (prompt[-1], *answer[:-1])
-        for top in range(0, len(ids), self._chunk):
-            self._step(sequence, ids[top : top + self._chunk], len(prompt) - 1 + top, None)
+        for top in range(0, len(ids), PREFILL_CHUNK):
+            self._step(sequence, ids[top : top + PREFILL_CHUNK], len(prompt) - 1 + top, None)
         return sequence.probe.result(len(prompt) + len(answer) - 1)
 
     @torch.inference_mode()
@@ -262,7 +235,6 @@ class LocalEngine:
         try:
             probes = self._probe_answer(sequence, tuple(sequence.generated))
         except FAILURES as error:
-            raise_if_lost(error)
             return failure(request, error)
         return Result(
             id=request.id,
@@ -277,15 +249,3 @@ class LocalEngine:
             probes=probes,
             seconds=time.perf_counter() - sequence.began,
         )
-
-
-def numerics(device: str) -> str:
-    """The tag of the arithmetic on "cpu" or "cuda", in this process and in those that inherit its environment."""
-    forced = device == "cuda" and switch.FORCE_TORCH
-    return f"{NUMERICS[device]}-torch" if forced else NUMERICS[device]
-
-
-def raise_if_lost(error: Exception) -> None:
-    """Raise DeviceLostError for an error that no later request of this process can survive."""
-    if isinstance(error, DEVICE_FAILURES):
-        raise DeviceLostError(str(error).strip().partition("\n")[0]) from error

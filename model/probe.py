@@ -67,7 +67,7 @@ class Probe:
         wanted = self.wanted(segment)
         if not wanted:
             return
-        rows = self._on(segment.device, tuple(wanted))
+        rows = self._on(q.device, tuple(wanted))
         positions = rows + segment.start
         queries = layer.absorb(q[rows])
         keys, values = layer.layout.keys(kv), layer.layout.values(kv).float()

@@ -18,7 +18,7 @@ class Segment:
 
     decode: one token whose attention runs in the absorbed form; prompts run in the MHA form.
     scorer, selection: index queries, keys and weights of the last layer with an indexer and what it chose, for the
-    layers that share them: a mask [s, t] on a CPU, ids [s, k] on a GPU.
+    layers that share them: a mask [s, t].
     """
 
     cache: Cache
@@ -32,12 +32,8 @@ class Segment:
     selection: torch.Tensor | None = None
 
     @property
-    def device(self) -> torch.device:
-        return self.cache.layers[0].kv.device
-
-    @property
     def positions(self) -> torch.Tensor:
-        return torch.arange(self.start, self.stop, device=self.device)
+        return torch.arange(self.start, self.stop)
 
     @property
     def stop(self) -> int:

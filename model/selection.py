@@ -1,17 +1,16 @@
 """The one seam where keys are chosen: a selector's scores go in, a set of at most k keys per query comes out.
 
-The set is a mask where attention reads under one (a CPU, recall), and ids where it gathers (a GPU).
+The set is a mask here; `model.serving.choose` gives the same sets as ids as well, for the kernels that gather.
 """
 
 from collections.abc import Callable
 
 import torch
 
-from kernels.topk import topk, topk_mask
+from kernels.topk import topk_mask
 from model.request import Attention, Selector
 
 SINKS = 4  # first tokens that the recency selector always keeps
-RANDOM_ROWS = 256  # queries whose random scores, int64 on the way, are held at a time
 
 
 def recency_mask(k: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor:
@@ -82,24 +81,3 @@ def select(
     else:
         given = scores(attention.selector)
     return topk_mask(given, attention.topk, positions + 1)
-
-
-def select_ids(
-    attention: Attention,
-    layer: int,
-    positions: torch.Tensor,
-    num_keys: int,
-    scores: Callable[[Selector], torch.Tensor],
-) -> torch.Tensor:
-    """`select` as ids [s, topk], int32, ascending, -1 last: no mask is ever held. Arguments as there."""
-    assert attention.topk is not None, "dense attention selects nothing"
-    k = attention.topk
-    if attention.selector == "recency":
-        return recency_ids(k, positions)
-    if attention.selector == "random":
-        tiles = [
-            topk(random_scores(attention.seed, layer, rows, num_keys), k, rows + 1)
-            for rows in positions.split(RANDOM_ROWS)
-        ]
-        return torch.cat(tiles)
-    return topk(scores(attention.selector), k, positions + 1)

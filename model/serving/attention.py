@@ -30,7 +30,7 @@ def attend_chunk(
     kv[chunk.start :].masked_fill_(~chunk.real[:, None], 0.0)
     if chunk.probe is not None:
         known = chunk.start + chunk.num_tokens
-        chunk.probe.measure(layer, q[: chunk.num_tokens], kv[:known], cast(Segment, _window(chunk, q.device)))
+        chunk.probe.measure(layer, q[: chunk.num_tokens], kv[:known], cast(Segment, _window(chunk)))
     out = _read_chunk(layer, q, kv, chunk)
     projected: torch.Tensor = layer.o_proj(out.flatten(1))
     return projected
@@ -69,7 +69,7 @@ def _score_with(
     return Scorer(queries=queries, weights=weights, dtype=dtype, pages=pages)
 
 
-def _window(chunk: Chunk, device: torch.device) -> Window:
+def _window(chunk: Chunk) -> Window:
     """The chunk for a probe; FP8 index keys and queries are exact in float32."""
     scorer = None
     if chunk.scorer is not None:
@@ -82,7 +82,7 @@ def _window(chunk: Chunk, device: torch.device) -> Window:
             keys[: chunk.start + chunk.num_tokens],
             chunk.scorer.weights[: chunk.num_tokens],
         )
-    return Window(start=chunk.start, length=chunk.num_tokens, device=device, scorer=scorer)
+    return Window(start=chunk.start, length=chunk.num_tokens, scorer=scorer)
 
 
 def _read_chunk(layer: MLA, q: torch.Tensor, kv: torch.Tensor, chunk: Chunk) -> torch.Tensor:

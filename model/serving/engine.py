@@ -11,10 +11,9 @@ import torch
 
 from kernels import switch
 from kernels.fp8_cache import PAGE
-from model.admission import check_request, failure, num_tokens, wanted_index_dtype
+from model.admission import FAILURES, check_request, failure, num_tokens, raise_if_lost, wanted_index_dtype
 from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
-from model.engine import FAILURES, raise_if_lost
 from model.errors import ModelError
 from model.malloc import keep_freed_memory
 from model.request import Attention, ProbeResult, Request, Result

@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels import switch
 from kernels.dense_prefill import PrefillBackend
 from kernels.prefill_form import prefill_form
 from model.attention import MLA
@@ -34,6 +35,6 @@ def heads_at_once(config: ModelConfig, num_keys: int, itemsize: int) -> int:
 
 def dense_backend(config: ModelConfig, device: torch.device) -> PrefillBackend:
     """Who reads all visible keys of a prompt's chunk: cuDNN's plans are worth their set-up for wide heads only."""
-    if device.type == "cuda" and max(config.query_dim, config.v_dim) < 128:
+    if device.type == "cuda" and not switch.FORCE_TORCH and max(config.query_dim, config.v_dim) < 128:
         return "triton"
     return "auto"

@@ -5,8 +5,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from kernels.fp8_cache import PAGE
-from model.admission import failure
-from model.engine import FAILURES, raise_if_lost
+from model.admission import FAILURES, failure, raise_if_lost
 from model.request import Request, Result
 from model.serving.sequence import PagedSequence
 

@@ -55,7 +55,7 @@ FAST_SHAPES = {
 
 
 def numerics(device: str, fast: bool = False) -> str:
-    """The tag of the paged engine's arithmetic on "cpu" or "cuda", as `model.engine.numerics` for the other one.
+    """The tag of the arithmetic on "cpu" or "cuda", in this process and in those that inherit its environment.
 
     fast: of `FAST_SHAPES`, e.g. "cuda-paged-2-fast".
     """

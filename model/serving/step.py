@@ -106,7 +106,6 @@ class Window:
 
     start: int
     length: int
-    device: torch.device
     scorer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
 
     @property

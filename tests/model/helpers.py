@@ -126,7 +126,7 @@ def run(
     """Logits [s, v] of a text that passes through in steps of the given sizes; a size of -1 is one decoded token."""
     dtype = model.embed_tokens.weight.dtype
     indexed = index_dtype if attention.topk is not None and attention.selector == "indexer" else None
-    cache = Cache(model.config, len(ids), dtype=dtype, index_dtype=indexed, device="cpu")  # type: ignore[arg-type]
+    cache = Cache(model.config, len(ids), dtype=dtype, index_dtype=indexed)  # type: ignore[arg-type]
     out = []
     for size in steps:
         start, length = cache.length, abs(size)

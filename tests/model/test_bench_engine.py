@@ -12,7 +12,6 @@ from model.engine import LocalEngine
 from model.errors import ModelError
 from model.random_checkpoint import write_random
 from model.request import Attention, Request, Result, Usage
-from model.serving.engine import PagedEngine
 from tests.model.test_fp8 import TINY
 
 
@@ -131,11 +130,10 @@ def test_a_fast_row_says_how_many_times_the_default_modes_rates_it_has(monkeypat
     assert line(second).endswith("| 1.00 | 2.50 |") and line(first).endswith("| – | – |")  # noqa: RUF001
 
 
-def test_both_modes_share_weights_and_pages_where_an_engine_has_them(checkpoint):
-    modes = bench_engine._open(PagedEngine, checkpoint, {"dense": Attention()}, "fp8", "cpu")
+def test_both_modes_share_weights_and_pages(checkpoint):
+    modes = bench_engine._open(checkpoint, {"dense": Attention()}, "fp8", "cpu")
     assert list(modes) == ["default", "fast"] and [m.fast for m in modes.values()] == [False, True]
     assert modes["default"].model is modes["fast"].model and modes["default"]._lanes is modes["fast"]._lanes
-    assert list(bench_engine._open(LocalEngine, checkpoint, {"dense": Attention()}, "fp8", "cpu")) == ["default"]
 
 
 def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
@@ -166,11 +164,7 @@ def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):
     assert "OutOfMemoryError: a/b" in (tmp_path / "a.md").read_text()
 
 
-def test_an_engine_that_is_not_there_and_tests_that_fail_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(ModelError, match=r"expected module:class of an engine, got 'model\.engine:None'"):
-        bench_engine._engine_class("model.engine:None")
-    assert bench_engine._engine_class("model.engine:LocalEngine") is LocalEngine
-    assert callable(bench_engine._engine_class(bench_engine.ENGINE))
+def test_tests_that_fail_are_one_line(tmp_path):
     failing = tmp_path / "test_wrong.py"
     failing.write_text("def test_wrong():\n    assert 1 == 2\n")
     with pytest.raises(ModelError, match="bench engine: the tests failed, nothing is timed"):

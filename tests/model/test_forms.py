@@ -117,7 +117,7 @@ def test_lower_index_precision_moves_few_selected_keys(tiny, ids, index_dtype, m
 def test_an_fp8_cache_holds_latents_rounded_by_power_of_two_scales_and_the_rope_key_as_it_was(tiny, ids):
     caches = []
     for cache_dtype in ("auto", "fp8"):
-        cache = Cache(tiny.config, CONTEXT, dtype=torch.float32, index_dtype=None, device="cpu")
+        cache = Cache(tiny.config, CONTEXT, dtype=torch.float32, index_dtype=None)
         segment = Segment(
             cache=cache, attention=Attention(cache_dtype=cache_dtype), start=0, length=CONTEXT, rows=slice(0, CONTEXT)
         )

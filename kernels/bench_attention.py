@@ -25,7 +25,7 @@ from kernels.decode_designs import FP8 as FP8_DESIGNS
 from kernels.decode_designs import Design
 from kernels.dense_decode import dense_decode
 from kernels.dense_mla import dense_mla
-from kernels.dense_prefill import PrefillBackend
+from kernels.dense_prefill import CudnnDesign, PrefillBackend, causal_by_cudnn
 from kernels.fp8_cache import PAGE, pack_rows, row_bytes
 from kernels.layout import KvLayout
 from kernels.sparse_mla import Backend, sparse_mla
@@ -139,14 +139,24 @@ def _dense_decode() -> Iterator[Case]:
 
 
 def _dense_prefill() -> Iterator[Case]:
+    designs: tuple[CudnnDesign, ...] = ("in turn", "two streams")
     for keys, (fa3, cudnn) in DENSE_PREFILL_PEERS.items():
-        for backend in ("cudnn", "triton"):
+        every: list[tuple[str, Call, str | None]] = [
+            (backend, partial(dense_prefill_step, keys, QUERIES, backend), None) for backend in ("cudnn", "triton")
+        ]
+        every += [("cudnn", partial(_cudnn_step, keys, design), design) for design in designs]
+        for backend, build, name in every:
             yield make_case(
                 f"dense_prefill_{backend}", {"keys": keys, "queries": QUERIES}, "bfloat16",
                 2 * HEADS * (QK_DIM + V_DIM) * visible_pairs(QUERIES, keys),
                 2 * HEADS * (QK_DIM + V_DIM) * (keys + QUERIES), {"FA3": fa3, "cuDNN SDPA without a mask": cudnn},
-                partial(dense_prefill_step, keys, QUERIES, backend),
+                build, name,
             )  # fmt: skip
+
+
+def _cudnn_step(keys: int, design: CudnnDesign) -> Call:
+    q, k, v = (normal(n, HEADS, d) for n, d in ((QUERIES, QK_DIM), (keys, QK_DIM), (keys, V_DIM)))
+    return lambda: causal_by_cudnn(q, k, v, SCALE, keys - QUERIES, design)
 
 
 def _masked_prefill() -> Iterator[Case]:

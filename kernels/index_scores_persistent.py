@@ -1,9 +1,9 @@
 """Index scores on Hopper by programs that stay: each walks a list of work, its loading group one piece ahead.
 
-As `index_scores_hopper`, whose products and sums it shares; there a program is one piece of work, so that its first
-loads and its end are covered by nothing. A piece is a group of queries against a range of keys. Queries and weights
-lie twice in shared memory: those of the next piece arrive while this one is multiplied. What no query of a piece sees
-is written by the loading group, which waits most of the time. Importing this module needs triton.experimental.gluon.
+As `index_scores_hopper`, bit for bit; there a program is one piece of work, so that its first loads and its end are
+covered by nothing. A piece is a group of queries against a range of keys. Queries and weights lie twice in shared
+memory: those of the next piece arrive while this one is multiplied. What no query of a piece sees is written by the
+loading group, which waits most of the time. Importing this module needs triton.experimental.gluon.
 """
 # Triton's decorators and kernel arguments have no types
 # mypy: ignore-errors
@@ -14,16 +14,11 @@ import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.index_scores_hopper import DIM, HEADS, KEYS
+from kernels.index_scores_hopper_sums import _sum_heads, _sums
 from kernels.index_scores_triton import PERSISTENT_DESIGNS, num_processors
 
 MAX_KEYS_A_PIECE, MIN_KEYS_A_PIECE = 4096, 1024
@@ -132,49 +127,6 @@ def _load(
 
 
 @gluon.jit
-def _fold(a, b, lane, LANES: gl.constexpr):
-    """Sums over two lanes that lie LANES apart: a of both goes to the lower lane, b of both to the upper one."""
-    text: gl.constexpr = f"""{{
-        .reg .b32 bit, kept, given;
-        .reg .pred lower;
-        and.b32 bit, $3, {LANES};
-        setp.eq.u32 lower, bit, 0;
-        selp.b32 kept, $1, $2, lower;
-        selp.b32 given, $2, $1, lower;
-        shfl.sync.bfly.b32 given, given, {LANES}, 31, 0xffffffff;
-        add.f32 $0, kept, given;
-    }}"""
-    return gl.inline_asm_elementwise(text, "=r,r,r,r", [a, b, lane], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _sum_heads(terms, lane, KEYS: gl.constexpr, EACH: gl.constexpr):
-    """[keys, queries * 64] -> flat sums over heads, of which each thread holds its own.
-
-    A row lies in four lanes. Instead of four equal sums a lane keeps a quarter of them: fewer shuffles, one store. The
-    order is that of `gl.sum`: a thread's 16 columns, then lanes two apart, then neighbours.
-    """
-    terms = gl.permute(gl.reshape(terms, (KEYS, EACH, 8, 4, 2)), (0, 1, 3, 2, 4))
-    own = gl.sum(gl.reshape(terms, (KEYS, EACH, 4, 16)), 3)
-    own = gl.reshape(own, (KEYS // 16, 2, 8, 2, EACH // 2, 4))  # warp, half, row, half of the queries, query, lane
-    a, b = gl.split(gl.permute(own, (0, 2, 4, 5, 1, 3)))
-    a, b = gl.split(_fold(a, b, lane, 2))
-    return gl.reshape(_fold(a, b, lane, 1), (KEYS * EACH,))
-
-
-@gluon.jit
-def _sums(q, ks, full, empty, w, zero, lane, tile, KEYS: gl.constexpr, EACH: gl.constexpr, STAGE_BITS: gl.constexpr):
-    """Scores of one tile of keys for a group's queries, without key scales, as `_sum_heads` leaves them."""
-    stage = tile & ((1 << STAGE_BITS) - 1)
-    mbarrier.wait(full.index(stage), (tile >> STAGE_BITS) & 1)
-    dots = warpgroup_mma(ks.index(stage), q.permute((1, 0)), zero, use_acc=False, is_async=True)
-    dots = warpgroup_mma_wait(0, [dots])
-    gl.thread_barrier()  # one thread arrives: all four warps must have read the stage
-    mbarrier.arrive(empty.index(stage), count=1)
-    return _sum_heads(gl.maximum(dots, 0.0) * w[None, :], lane, KEYS, EACH)
-
-
-@gluon.jit
 def _score(
     work, SIDE: gl.constexpr, SCALED: gl.constexpr, POSITIONS: gl.constexpr, GROUPS: gl.constexpr,
     EACH: gl.constexpr, KEYS: gl.constexpr, STAGE_BITS: gl.constexpr,
@@ -225,7 +177,7 @@ def _score(
                     sums = sums * gl.load(scales + tile * KEYS, mask=at < last, other=0.0)
                 sums = gl.where(at <= position, sums, float("-inf"))
                 gl.store(places + tile * KEYS, sums, mask=(at < last) & stored)
-            # every warp has read the weights and waited for its last product before a barrier in the loops
+            gl.thread_barrier()  # all four warps have waited for the last product
             mbarrier.arrive(q_empty.index(done & 1), count=1)
             done += 1
         count += tiles

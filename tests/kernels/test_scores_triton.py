@@ -1,5 +1,7 @@
 """The selection's Triton kernels without a GPU: right in the interpreter, compiled for sm_90 at full size."""
 
+import re
+
 import pytest
 import torch
 
@@ -80,7 +82,10 @@ def test_the_gluon_index_scores_keep_everything_in_registers(build, positions):
 
 
 @pytest.mark.parametrize("positions", [False, True])
-@pytest.mark.parametrize("design, launched", [("persistent", 128), ("persistent, 2 x 4 queries", 168)])
+@pytest.mark.parametrize(
+    "design, launched",
+    [("persistent", 128), ("persistent, 2 x 4 queries", 168), ("halves of 2 tiles", 168), ("halves of 4 tiles", 168)],
+)
 def test_persistent_index_scores_load_ahead_and_store_once_a_thread(build, positions, design, launched):
     pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")
     from triton.experimental.gluon._runtime import GluonASTSource
@@ -99,12 +104,17 @@ def test_persistent_index_scores_load_ahead_and_store_once_a_thread(build, posit
     groups = module.DESIGNS[design]
     assert built.registers == launched  # of every warp at launch: what an SM has, shared among its warps
     assert built.stack <= 16  # an address, read once a piece
-    assert built.ptx.count("cp.async.bulk.tensor.1d") == groups.number  # weights come ahead with the queries
-    # two loops of each multiplying group: a score is stored by one thread, and nothing passes through shared memory
-    stores = 2 * groups.number * groups.queries // 2
-    assert built.ptx.count("st.global.b32") == stores + 4  # and what nobody sees of the last keys
+    products = groups.number * groups.queries // groups.product
+    assert built.ptx.count("cp.async.bulk.tensor.1d") == products  # weights come ahead with the queries
+    # pairs of queries, in each of two loops or in each tile of one: a score is stored by one thread, and nothing
+    # passes through shared memory
+    pairs = groups.number * groups.queries // 2 * (2 if groups.product == groups.queries else groups.tiles)
+    assert built.ptx.count("st.global.b32") == pairs + 4  # and what nobody sees of the last keys
     assert built.ptx.count("st.global.v4") == 1  # all else that nobody sees
-    assert built.ptx.count("shfl.sync.bfly") == 2 * groups.number * 3 * groups.queries // 2
+    assert built.ptx.count("shfl.sync.bfly") == 3 * pairs
+    # ptxas runs a product's four steps one by one, and all products, where it does not see through their order
+    steps = re.findall(r"QGMMA.*", built._tool("nvdisasm", "-c"))
+    assert len(steps) == 4 * sum("gsb0" in step for step in steps) > 0
 
 
 def test_float32_index_scores_compile(build):

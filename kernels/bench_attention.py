@@ -25,7 +25,7 @@ from kernels.decode_designs import FP8 as FP8_DESIGNS
 from kernels.decode_designs import Design
 from kernels.dense_decode import dense_decode
 from kernels.dense_mla import dense_mla
-from kernels.dense_prefill import PrefillBackend
+from kernels.dense_prefill import CudnnDesign, PrefillBackend, causal_by_cudnn
 from kernels.fp8_cache import PAGE, pack_rows, row_bytes
 from kernels.layout import KvLayout
 from kernels.sparse_mla import Backend, sparse_mla
@@ -143,15 +143,22 @@ def _dense_decode() -> Iterator[Case]:
 
 
 def _dense_prefill() -> Iterator[Case]:
+    designs: tuple[CudnnDesign, ...] = ("in turn", "two streams")
     for keys, (fa3, cudnn) in DENSE_PREFILL_PEERS.items():
         peers = {"FA3": fa3, "cuDNN SDPA without a mask": cudnn}
         rows: list[tuple[str, str | None, Call]] = [
             ("cudnn", None, partial(dense_prefill_step, keys, QUERIES, "cudnn")),
+            *(("cudnn", design, partial(_cudnn_step, keys, design)) for design in designs),
             *(("hopper", name, partial(_hopper, keys, False, options)) for name, options in HOPPER_DESIGNS.items()),
             ("triton", None, partial(dense_prefill_step, keys, QUERIES, "triton")),
         ]
         for backend, name, build in rows:
             yield _mha_case(f"dense_prefill_{backend}", keys, 0, peers, build, name)
+
+
+def _cudnn_step(keys: int, design: CudnnDesign) -> Call:
+    q, k, v = (normal(n, HEADS, d) for n, d in ((QUERIES, QK_DIM), (keys, QK_DIM), (keys, V_DIM)))
+    return lambda: causal_by_cudnn(q, k, v, SCALE, keys - QUERIES, design)
 
 
 def _masked_prefill() -> Iterator[Case]:

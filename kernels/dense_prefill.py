@@ -1,5 +1,6 @@
 """Who computes a prompt's chunk in the MHA form, and the way through cuDNN that torch carries."""
 
+import functools
 from typing import Literal
 
 import torch
@@ -9,6 +10,8 @@ from kernels.switch import takes_kernels
 PrefillBackend = Literal["auto", "cudnn", "hopper", "triton", "torch"]
 # the forms, of "dense" and "masked", that "auto" gives to the Gluon kernel where it fits: none until it is measured
 HOPPER_FORMS: frozenset[str] = frozenset()
+CudnnDesign = Literal["in turn", "two streams"]
+DESIGN: CudnnDesign = "in turn"
 
 
 def choose_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, masked: bool = False) -> PrefillBackend:
@@ -47,21 +50,37 @@ def cudnn_fits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 
 
 def causal_by_cudnn(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, design: CudnnDesign | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A lower-right causal mask from two fused calls: the context before the chunk unmasked, the chunk causal, merged.
 
     cuDNN's causal mask in torch is upper-left: right for the chunk's own square alone. Arguments as `dense_mla`.
+    design: "two streams" starts the chunk's square where the last tiles of the context leave processors idle; None is
+    the one in use. No bit depends on it.
 
     Returns:
         (out [s, h, c] in q's dtype, lse [s, h] float32, natural). Peak memory: two results.
     """
     queries, keys, values = _heads_first(q, k, v)
-    out, lse = _cudnn(queries, keys[:, :, start:], values[:, :, start:], scale, causal=True)
+    chunk = functools.partial(_cudnn, queries, keys[:, :, start:], values[:, :, start:], scale, causal=True)
+    context = functools.partial(_cudnn, queries, keys[:, :, :start], values[:, :, :start], scale, causal=False)
     if start == 0:
-        return out, lse
-    before, before_lse = _cudnn(queries, keys[:, :, :start], values[:, :, :start], scale, causal=False)
-    return merge_two(before, before_lse, out, lse)
+        return chunk()
+    if (design or DESIGN) == "in turn":
+        return merge_two(*context(), *chunk())
+    # what the side stream allocates it reuses for itself alone, behind the next call's wait: nothing to record
+    here, side = torch.cuda.current_stream(q.device), _side_stream(q.device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        before = context()  # its tiles are the longest: they start first
+    out = chunk()
+    here.wait_stream(side)
+    return merge_two(*before, *out)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def masked_by_cudnn(
@@ -82,10 +101,22 @@ def masked_by_cudnn(
 def merge_two(
     a: torch.Tensor, a_lse: torch.Tensor, b: torch.Tensor, b_lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Join attentions over disjoint keys: outputs [s, h, c] and their natural log-sums [s, h] float32."""
+    """Join attentions over disjoint keys: outputs [s, h, c] and their natural log-sums [s, h] float32.
+
+    A side that saw no key has log-sum -inf and may hold anything; where both saw none the result is 0 and -inf. b and
+    b_lse are given up: on a GPU the result takes their memory.
+    """
+    if takes_kernels(a, b):
+        from kernels.merge_two_triton import merge_two_triton
+
+        merge_two_triton(a, a_lse, b, b_lse)
+        return b, b_lse
     lse = torch.logaddexp(a_lse, b_lse)
-    weight = torch.exp(a_lse - lse).unsqueeze(-1)
-    return torch.lerp(b.float(), a.float(), weight).to(a.dtype), lse
+    parts = []
+    for out, own in ((a, a_lse), (b, b_lse)):
+        none = own.isneginf().unsqueeze(-1)
+        parts.append((out.float() * torch.exp(own - lse).unsqueeze(-1)).masked_fill(none, 0.0))
+    return (parts[0] + parts[1]).to(a.dtype), lse
 
 
 def _heads_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 pytest.importorskip("triton", reason="needs triton")
 from kernels.dense_mla import dense_mla, dense_mla_reference
-from kernels.dense_prefill import cudnn_fits, hopper_fits
+from kernels.dense_prefill import causal_by_cudnn, cudnn_fits, hopper_fits, merge_two
 from kernels.masked_mha_triton import masked_mha
 
 # largest ||out - reference|| / ||reference||; reasons in test_attention_kernels.py
@@ -171,3 +171,27 @@ def test_mha_on_hopper_is_refused_where_it_does_not_fit():
     q = normal(4, 2, 64)
     with pytest.raises(ValueError, match=r"dense_mla: expected backend .* got hopper"):
         dense_mla(q, q, q, 0.1, 0, backend="hopper")
+
+
+def test_two_streams_give_dense_prefill_the_same_bits():
+    q, k, v = normal(300, 8, 192), normal(1100, 8, 192), normal(1100, 8, 128)
+    if not cudnn_fits(q, k, v):
+        pytest.skip("needs a Hopper GPU for cuDNN's attention")
+    expected = causal_by_cudnn(q, k, v, 0.1, 800, "in turn")
+    assert expected[0].is_contiguous()  # cuDNN's output lies as its queries do: nobody copies it
+    for _ in range(20):
+        for actual, wanted in zip(causal_by_cudnn(q, k, v, 0.1, 800, "two streams"), expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+@pytest.mark.parametrize("s, h, c", [(1, 1, 8), (77, 5, 80), (4096, 128, 128)])
+def test_dense_prefill_is_merged_without_nan_where_a_side_saw_no_key(dtype, s, h, c):
+    sides = [(normal(s, h, c, dtype=dtype), torch.randn(h, s, device="cuda").T * 3) for _ in range(2)]
+    rows = torch.arange(s, device="cuda") % 4  # 0: both sides see keys, 1 and 2: one of them, 3: none
+    for side, (out, lse) in enumerate(sides, 1):
+        lse[(rows != 0) & (rows != side)] = float("-inf")
+        out[lse.isneginf()] = float("nan")
+    (a, a_lse), (b, b_lse) = ((out.cpu().float(), lse.cpu()) for out, lse in sides)
+    expected = merge_two(a, a_lse, b, b_lse)
+    assert_close(merge_two(*sides[0], *sides[1]), [x.cuda() for x in expected])

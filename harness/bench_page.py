@@ -29,7 +29,7 @@ def write_page(path: Path) -> list[Path]:
     if isinstance(record, dict) and "peer_samples_per_second" in record:
         write_whole(page, peer_page(record))
         return [page]
-    of_engine = isinstance(record, dict) and {"engine", "config", "rows"} <= record.keys()
+    of_engine = isinstance(record, dict) and {"weights", "config", "rows"} <= record.keys()
     if not of_engine and (
         not isinstance(record, dict)
         or record.get("benchmark") not in TITLES

@@ -174,7 +174,7 @@ def test_the_engines_rates_are_drawn_by_attention_and_mode(tmp_path):
          "peak_bytes": 1, "peak_over_idle_bytes": 0},
     ]  # fmt: skip
     record = {
-        "engine": "model.serving.engine:PagedEngine", "created": "2026-01-02T03:04:05+00:00", "commit": "0123456789",
+        "weights": {"float8_e4m3fn": 36 << 30}, "created": "2026-01-02T03:04:05+00:00", "commit": "0123456789",
         "device": "H100 (made up)", "config": {"hidden_size": 7168, "layers": 6, "topk": 2048}, "rows": rows,
     }  # fmt: skip
     path = tmp_path / "engine.json"

@@ -80,12 +80,12 @@ def _gather(
                 m1 = (j1 >= 0)[:, None]
                 p0 = kv + gl.maximum(j0, 0).to(gl.int64)[:, None] * 576
                 p1 = kv + gl.maximum(j1, 0).to(gl.int64)[:, None] * 576
-                j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's, ahead of the waits
+                j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's: ahead of waits
                 j1 = _rows(table, first, i + 192, r, count, num_rows, PAGED, PAGE)
                 # the order of the four waits is the order in which the halves are released
                 mbarrier.wait(empty.index(0), phase)
                 async_copy.async_copy_global_to_shared(kl.index(0), p0 + c[None, :], mask=m0)
-                async_copy.mbarrier_arrive(full.index(0), increment_count=False)  # when this thread's copies have landed
+                async_copy.mbarrier_arrive(full.index(0), increment_count=False)  # when the thread's copies have landed
                 mbarrier.wait(empty.index(1), phase)
                 async_copy.async_copy_global_to_shared(kr.index(0), p0 + 256 + c[None, :], mask=m0)
                 async_copy.async_copy_global_to_shared(kp.index(0), p0 + 512 + d[None, :], mask=m0)

@@ -57,7 +57,7 @@ def latent_attention_kernel(
             every = first + tl.arange(0, RUN)
             listed = tl.load(ids_ptr + query * ids_stride + every, mask=every < last, other=-1)
             last = tl.where(tl.max(tl.where(listed < num_rows, listed, -1), 0) >= 0, last, first)
-        asking = real & (first < last)
+        asking = tl.where(first < last, real, False)
 
     q_row = q_ptr + (query * num_heads + head[:, None]) * WIDTH
     if ABSORBED:

@@ -132,6 +132,61 @@ def test_interpreter_a_wider_page_table_changes_no_bit(partials):
     assert torch.equal(wide[0], narrow[0]) and torch.equal(wide[1], narrow[1])
 
 
+def poison_partials(monkeypatch):
+    """Partial results start as NaN: what the merge reads and nobody wrote is seen."""
+    whole = torch.full
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: whole(shape, float("nan"), **options))
+
+
+@interpreted
+@pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("k", [100, 600, 1500])
+def test_interpreter_one_chosen_list_among_padding_gives_the_bits_of_itself_alone(monkeypatch, k, partials):
+    kv, q = torch.randn(1600, SMALL.width), query(SMALL, 5, 3)
+    q[torch.arange(5) != 3] = float("nan")  # padding's own queries are not read
+    ids = torch.full((5, k), -1, dtype=torch.int32)
+    ids[3, : k - k // 3] = torch.randperm(1600)[: k - k // 3]
+    ids[1] = 5000  # outside of the cache: as if not there
+    poison_partials(monkeypatch)
+    options = {"split": True, "design": Design(backend="triton", partials=partials)}
+    out, lse = run(q, kv, ids, None, SMALL, **options)
+    alone = run(q[3:4], kv, ids[3:4], None, SMALL, **options)
+    assert torch.equal(out[3:4], alone[0]) and torch.equal(lse[3:4], alone[1]) and bool(out.isfinite().all())
+    for i in (0, 1, 2, 4):
+        assert not bool(out[i].any()) and bool(lse[i].isneginf().all())
+
+
+@interpreted
+@pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("length", [1, 512, 513, 1400])
+def test_interpreter_one_request_among_padding_gives_the_bits_of_itself_alone(monkeypatch, length, partials):
+    kv, q = torch.randn(30, 64, SMALL.width), query(SMALL, 4, 3)
+    q[torch.arange(4) != 2] = float("nan")
+    pages = torch.full((4, 24), 1 << 20, dtype=torch.int32)
+    pages[2] = torch.randperm(30)[:24]
+    lengths = torch.tensor([0, 0, length, 0], dtype=torch.int32)
+    poison_partials(monkeypatch)
+    options = {"paged": True, "split": True, "design": Design(backend="triton", partials=partials)}
+    out, lse = run(q, kv.flatten(0, 1), pages, lengths, SMALL, **options)
+    few = pages[2:3, : -(-length // 64)].contiguous()
+    alone = run(q[2:3], kv.flatten(0, 1), few, lengths[2:3], SMALL, **options)
+    assert torch.equal(out[2:3], alone[0]) and torch.equal(lse[2:3], alone[1]) and bool(out.isfinite().all())
+    for i in (0, 1, 3):
+        assert not bool(out[i].any()) and bool(lse[i].isneginf().all())
+
+
+@interpreted
+@pytest.mark.parametrize("k", [100, 1500])
+def test_interpreter_a_query_that_is_not_a_number_stays_seen_behind_the_merge(k):
+    kv, q = torch.randn(1600, SMALL.width), query(SMALL, 2, 3)
+    q[1, 1, 7] = float("nan")
+    ids = torch.full((2, k), -1, dtype=torch.int32)
+    ids[:, : k // 2] = torch.arange(k // 2)
+    out, lse = run(q, kv, ids, None, SMALL, split=True)
+    assert bool(out[1, 1].isnan().all()) and bool(lse[1, 1].isnan())
+    assert bool(out[0].isfinite().all()) and bool(out[1, 0].isfinite().all())
+
+
 @interpreted
 def test_interpreter_float16_partials_saturate():
     kv, q = torch.full((600, SMALL.width), 1e6), query(SMALL, 1, 1)

@@ -43,7 +43,7 @@ DESIGNS = {
     "tma_wide_narrow": Design(kernel="tma_wide", narrow=True),
     "hopper_narrow": Design(kernel="hopper", narrow=True),
 }
-DESIGN = "tma_wide"
+DESIGN = "tma_wide_narrow"
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_groups"])

@@ -83,7 +83,8 @@ def index_scores_paged(
         num_keys: width of the result, at most 64 * p.
 
     Returns:
-        [b, num_keys] float32, -inf from lengths[b] on; on a GPU rows start at multiples of 128 bytes.
+        [b, num_keys] float32; from lengths[b] on -inf, or on a GPU whatever the memory held: `topk` does not look
+        there. On a GPU rows start at multiples of 128 bytes.
 
     Raises:
         ValueError: a wrong shape, dtype, device or stride. Page numbers and lengths on a GPU are the caller's word.

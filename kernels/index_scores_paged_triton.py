@@ -1,4 +1,8 @@
-"""Index scores over pages on a GPU: bound by reading every key once, so pages are tiles, many in flight."""
+"""Index scores over pages on a GPU: bound by reading every key once, so pages are tiles, many in flight.
+
+The grid is made for the widest tables; on the device all programs share the pages that there are, so that sequences
+of length 0 and wide tables of short sequences cost nothing. A page's scores do not depend on who computes them.
+"""
 
 import torch
 import triton
@@ -8,47 +12,49 @@ from kernels.index_scores_paged import PAGE
 from kernels.index_scores_triton import empty_scores, num_processors
 
 PROGRAMS_AN_SM = 8
-ROUNDS = 4  # programs that follow each other on an SM: evens out sequences of different lengths
+ROUNDS = 4  # programs that follow each other on an SM: evens out their ends
 MAX_PAGES_A_PROGRAM = 32
 LAUNCH = {1: (4, 4), 2: (4, 3), 4: (8, 2)}  # warps and stages by bytes of an element
 
 
-@triton.jit(do_not_specialize=["num_keys", "pages_a_program"])
+@triton.jit(do_not_specialize=["num_sequences", "num_keys", "programs"])
 def index_scores_paged_kernel(
     q_ptr, values_ptr, scales_ptr, w_ptr, tables_ptr, lengths_ptr, out_ptr,
-    num_keys, pages_a_program, page_stride, table_stride, out_stride,
+    num_sequences, num_keys, programs, page_stride, table_stride, out_stride,
     SCALED: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
-    PAGE: tl.constexpr,
+    SEQUENCES: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    # one program: one sequence, a run of its pages
-    sequence = tl.program_id(1).to(tl.int64)
-    head = tl.arange(0, BLOCK_H)
-    dims = tl.arange(0, BLOCK_D)
-    q_row = q_ptr + sequence * HEADS * DIM
-    inside = (head < HEADS)[:, None] & (dims < DIM)[None, :]
-    q = tl.load(q_row + head[:, None] * DIM + dims[None, :], mask=inside, other=0.0)
-    w = tl.load(w_ptr + sequence * HEADS + head, mask=head < HEADS, other=0.0)
-    length = tl.minimum(tl.load(lengths_ptr + sequence), num_keys)
-    table = tables_ptr + sequence * table_stride
-    row_out = out_ptr + sequence * out_stride
-    first = tl.program_id(0) * pages_a_program
-    last = tl.minimum(first + pages_a_program, tl.cdiv(num_keys, PAGE))
-    filled = tl.minimum(last, tl.cdiv(length, PAGE))
-    place = tl.arange(0, PAGE)
-    for page in range(first, filled):
-        base = tl.load(table + page).to(tl.int64) * page_stride
-        k = tl.load(values_ptr + base + place[:, None] * DIM + dims[None, :], mask=(dims < DIM)[None, :], other=0.0)
-        if SCALED:  # asked for before the product, which hides the wait
-            scale = tl.load(scales_ptr + base // 4 + place)
-        dots = tl.dot(k, tl.trans(q), input_precision="tf32x3")  # [t, h]
-        scores = tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1)
-        if SCALED:
-            scores *= scale
-        key = page * PAGE + place
-        tl.store(row_out + key, tl.where(key < length, scores, float("-inf")), mask=key < num_keys)
-    for page in range(tl.maximum(first, filled), last):
-        key = page * PAGE + place
-        tl.store(row_out + key, tl.full((PAGE,), float("-inf"), tl.float32), mask=key < num_keys)
+    # one program: one sequence, a run of its pages; `programs` runs would do if none had to end with its sequence
+    every = tl.arange(0, SEQUENCES)
+    lengths = tl.load(lengths_ptr + every, mask=every < num_sequences, other=0)
+    pages = tl.cdiv(tl.minimum(lengths, num_keys), PAGE)
+    run = tl.maximum(tl.cdiv(tl.sum(pages, 0), programs), 1)
+    shares = tl.cdiv(pages, run)
+    index = tl.sum((tl.cumsum(shares, 0) <= tl.program_id(0)).to(tl.int32), 0)
+    if index < num_sequences:
+        first = (tl.program_id(0) - tl.sum(tl.where(every < index, shares, 0), 0)) * run
+        sequence = index.to(tl.int64)
+        head = tl.arange(0, BLOCK_H)
+        dims = tl.arange(0, BLOCK_D)
+        q_row = q_ptr + sequence * HEADS * DIM
+        inside = (head < HEADS)[:, None] & (dims < DIM)[None, :]
+        q = tl.load(q_row + head[:, None] * DIM + dims[None, :], mask=inside, other=0.0)
+        w = tl.load(w_ptr + sequence * HEADS + head, mask=head < HEADS, other=0.0)
+        length = tl.minimum(tl.load(lengths_ptr + sequence), num_keys)
+        table = tables_ptr + sequence * table_stride
+        row_out = out_ptr + sequence * out_stride
+        place = tl.arange(0, PAGE)
+        for page in range(first, tl.minimum(first + run, tl.cdiv(length, PAGE))):
+            base = tl.load(table + page).to(tl.int64) * page_stride
+            k = tl.load(values_ptr + base + place[:, None] * DIM + dims[None, :], mask=(dims < DIM)[None, :], other=0.0)
+            if SCALED:  # asked for before the product, which hides the wait
+                scale = tl.load(scales_ptr + base // 4 + place)
+            dots = tl.dot(k, tl.trans(q), input_precision="tf32x3")  # [t, h]
+            scores = tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1)
+            if SCALED:
+                scores *= scale
+            key = page * PAGE + place
+            tl.store(row_out + key, scores, mask=key < length)
 
 
 def index_scores_paged_triton(
@@ -60,17 +66,16 @@ def index_scores_paged_triton(
     if b == 0 or num_keys == 0:
         return out
     num_pages = triton.cdiv(num_keys, PAGE)
-    wanted = triton.cdiv(b * num_pages, num_processors(q.device) * PROGRAMS_AN_SM * ROUNDS)
-    pages_a_program = min(MAX_PAGES_A_PROGRAM, triton.next_power_of_2(wanted))
+    programs = max(num_processors(q.device) * PROGRAMS_AN_SM * ROUNDS, triton.cdiv(b * num_pages, MAX_PAGES_A_PROGRAM))
     packed = pages.dtype == torch.uint8
     num_warps, num_stages = LAUNCH[q.element_size()]
     values, scales = pages, w
     if packed:
         values, scales = pages.view(torch.float8_e4m3fn), pages[:, PAGE * d :].view(torch.float32)
-    index_scores_paged_kernel[(triton.cdiv(num_pages, pages_a_program), b)](
+    index_scores_paged_kernel[(min(programs + b, b * num_pages),)](
         q, values, scales, w, tables, lengths, out,
-        num_keys, pages_a_program, pages.stride(0), tables.stride(0), out.stride(0), SCALED=packed,
+        b, num_keys, programs, pages.stride(0), tables.stride(0), out.stride(0), SCALED=packed,
         HEADS=h, DIM=d, BLOCK_H=max(16, triton.next_power_of_2(h)), BLOCK_D=max(32, triton.next_power_of_2(d)),
-        PAGE=PAGE, num_warps=num_warps, num_stages=num_stages,
+        SEQUENCES=triton.next_power_of_2(b), PAGE=PAGE, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return out

@@ -28,8 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE
 from kernels.layout import KvLayout
-from kernels.sparse_mla_hopper_gather import _gather, _rows, _span
-from kernels.sparse_mla_hopper_merge import _merge_last, _used_splits
+from kernels.sparse_mla_hopper_gather import _filled, _gather, _rows, _span
 from kernels.sparse_mla_triton import merge_splits, plan_splits
 
 TESTED = "3.6."  # Gluon may change between releases of Triton
@@ -73,7 +72,7 @@ def _issue_scores(qa, qb, qp, ka, kb, kp, first_full, second_full, phase, LS: gl
 
 @gluon.jit
 def _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, SIDE: gl.constexpr, LO: gl.constexpr,
-            R: gl.constexpr, BOTH: gl.constexpr):  # fmt: skip
+            R: gl.constexpr):  # fmt: skip
     """Join the two partial sums of weights, normalise, store 256 columns. No weight at all: zeros and -inf."""
     sums.index(SIDE).store(total)
     gl.thread_barrier()
@@ -88,18 +87,30 @@ def _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, SIDE: gl.c
     if out.dtype.element_ty == gl.float16:
         values = gl.minimum(gl.maximum(values, -65504.0), 65504.0)
     gl.store(out + row.to(gl.int64)[:, None] * 512 + col[None, :], values.to(out.dtype.element_ty))
-    # with BOTH, two groups store the same bits: each reads only what its own side's groups have released
-    if SIDE == 0 or BOTH:
-        natural = gl.where(total > 0.0, (top + gl.log2(total)) * 0.6931471805599453, float("-inf"))
+    if SIDE == 0:
+        # a NaN is passed on: the merge skips -inf
+        natural = gl.where(total == 0.0, float("-inf"), (top + gl.log2(total)) * 0.6931471805599453)
         gl.store(lse + row0 + gl.arange(0, 64, R), natural)
 
 
 @gluon.jit
+def _finish_empty(out, lse, row0, SIDE: gl.constexpr, LO: gl.constexpr, R: gl.constexpr, DIRECT: gl.constexpr):
+    """A tile without rows: -inf, for which the merge reads no values, and zeros only where nothing is merged."""
+    if DIRECT:
+        row = row0 + gl.arange(0, 64, gl.SliceLayout(1, LO))
+        col = SIDE * 256 + gl.arange(0, 256, gl.SliceLayout(0, LO))
+        place = out + row.to(gl.int64)[:, None] * 512 + col[None, :]
+        gl.store(place, gl.zeros((64, 256), out.dtype.element_ty, LO))
+    if SIDE == 0:
+        gl.store(lse + row0 + gl.arange(0, 64, R), gl.full((64,), float("-inf"), gl.float32, R))
+
+
+@gluon.jit
 def _even(
-    q, ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full,
-    empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
-    min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
-    MERGE: gl.constexpr,
+    q, ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty, weights_full, q_full,
+    sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split, ZERO,
+    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr, DECODE: gl.constexpr,
+    DIRECT: gl.constexpr,
 ):  # fmt: skip
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     LO: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])
@@ -113,64 +124,63 @@ def _even(
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         query, split, first, count = _span(t, lengths, num_ids, splits, max_splits, min_split, HEAD_TILES, LENGTHS)
         table = ids + query.to(gl.int64) * ids_stride
-        _load_q(q, (query * HEAD_TILES + t % HEAD_TILES) * 64, ql.index(0), qr.index(0), qp.index(0))
-        mbarrier.arrive(q_full, count=1)
-        top = gl.full((64,), -1e30, gl.float32, R)  # finite: a block without a valid row leaves no NaN
-        total = gl.zeros((64,), gl.float32, R)
-        acc = gl.zeros((64, 256), gl.float32, LO)
-        for i in range(0, gl.maximum(count, 1), 128):
-            phase = turn & 1
-            # always 0, but only at run time: with constant stages the wgmma descriptors are hoisted and spill
-            u = turn & ZERO
-            v = u + 1
-            turn += 1
-            # the own block: scores, softmax, publish, then its product with the own half (weights from registers)
-            scores = _issue_scores(ql.index(u), qr.index(u), qp.index(u), kl.index(u), kr.index(u), kp.index(u),
-                                   full.index(0), full.index(1), phase, LS)  # fmt: skip
-            valid = _rows(table, first, i, keys, count, num_rows, PAGED, PAGE) >= 0
-            y = gl.where(valid[None, :], warpgroup_mma_wait(0, [scores]), float("-inf"))
-            new_top = gl.maximum(top, gl.max(y, 1) * to_log2)
-            fade = gl.exp2(top - new_top)
-            tops.index(0).store(new_top)
-            w = gl.exp2(y * to_log2 - new_top[:, None])
-            wb = w.to(kw.dtype)
-            kw.index(u).store(wb)
-            fades.index(0).store(fade)
-            fence_async_shared()
-            gl.thread_barrier()  # one thread arrives: every store must be behind it
-            mbarrier.arrive(weights_full.index(0), count=1)
-            acc = acc * gl.convert_layout(fade, RO)[:, None]
-            product = warpgroup_mma(gl.convert_layout(wb, LA), kl.index(u), acc, is_async=True)
-            total = total * fade + gl.sum(w, 1)
-            acc = warpgroup_mma_wait(0, [product])
-            gl.thread_barrier()
-            mbarrier.arrive(empty.index(0), count=1)
-            # the other group's block, its weights from shared memory
-            mbarrier.wait(weights_full.index(1), phase)
-            fade = fades.index(1).load(R)
-            top = tops.index(1).load(R)
-            total = total * fade
-            acc = acc * gl.convert_layout(fade, RO)[:, None]
-            fence_async_shared()
-            product = warpgroup_mma(kw.index(v), kl.index(v), acc, is_async=True)
-            acc = warpgroup_mma_wait(0, [product])
-            gl.thread_barrier()
-            mbarrier.arrive(empty.index(2), count=1)
         row0 = ((split * num_queries + query) * HEAD_TILES + t % HEAD_TILES) * 64
-        _finish(part, part_lse, acc, top, total, sums, sums_full, row0, parity, 0, LO, R, MERGE)
-        if MERGE:
-            used = _used_splits(query, lengths, num_ids, splits, max_splits, min_split, LENGTHS)
-            _merge_last(part, part_lse, out, lse, counters, query, t % HEAD_TILES, used, splits, num_queries, 0,
-                        HEAD_TILES)  # fmt: skip
-        parity ^= 1
+        if _filled(table, first, count, num_rows, DECODE, PAGED):
+            _load_q(q, (query * HEAD_TILES + t % HEAD_TILES) * 64, ql.index(0), qr.index(0), qp.index(0))
+            mbarrier.arrive(q_full, count=1)
+            top = gl.full((64,), -1e30, gl.float32, R)  # finite: a block without a valid row leaves no NaN
+            total = gl.zeros((64,), gl.float32, R)
+            acc = gl.zeros((64, 256), gl.float32, LO)
+            for i in range(0, gl.maximum(count, 1), 128):
+                phase = turn & 1
+                # always 0, but only at run time: with constant stages the wgmma descriptors are hoisted and spill
+                u = turn & ZERO
+                v = u + 1
+                turn += 1
+                # the own block: scores, softmax, publish, then its product with the own half (weights from registers)
+                scores = _issue_scores(ql.index(u), qr.index(u), qp.index(u), kl.index(u), kr.index(u), kp.index(u),
+                                       full.index(0), full.index(1), phase, LS)  # fmt: skip
+                valid = _rows(table, first, i, keys, count, num_rows, PAGED, PAGE) >= 0
+                y = gl.where(valid[None, :], warpgroup_mma_wait(0, [scores]), float("-inf"))
+                new_top = gl.maximum(top, gl.max(y, 1) * to_log2)
+                fade = gl.exp2(top - new_top)
+                tops.index(0).store(new_top)
+                w = gl.exp2(y * to_log2 - new_top[:, None])
+                wb = w.to(kw.dtype)
+                kw.index(u).store(wb)
+                fades.index(0).store(fade)
+                fence_async_shared()
+                gl.thread_barrier()  # one thread arrives: every store must be behind it
+                mbarrier.arrive(weights_full.index(0), count=1)
+                acc = acc * gl.convert_layout(fade, RO)[:, None]
+                product = warpgroup_mma(gl.convert_layout(wb, LA), kl.index(u), acc, is_async=True)
+                total = total * fade + gl.sum(w, 1)
+                acc = warpgroup_mma_wait(0, [product])
+                gl.thread_barrier()
+                mbarrier.arrive(empty.index(0), count=1)
+                # the other group's block, its weights from shared memory
+                mbarrier.wait(weights_full.index(1), phase)
+                fade = fades.index(1).load(R)
+                top = tops.index(1).load(R)
+                total = total * fade
+                acc = acc * gl.convert_layout(fade, RO)[:, None]
+                fence_async_shared()
+                product = warpgroup_mma(kw.index(v), kl.index(v), acc, is_async=True)
+                acc = warpgroup_mma_wait(0, [product])
+                gl.thread_barrier()
+                mbarrier.arrive(empty.index(2), count=1)
+            _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, 0, LO, R)
+            parity ^= 1
+        else:
+            _finish_empty(out, lse, row0, 0, LO, R, DIRECT)
 
 
 @gluon.jit
 def _odd(
-    ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
-    weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split,
-    ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
-    MERGE: gl.constexpr,
+    ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty, weights_full, q_full,
+    sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split, ZERO,
+    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr, DECODE: gl.constexpr,
+    DIRECT: gl.constexpr,
 ):  # fmt: skip
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     LO: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])
@@ -184,64 +194,62 @@ def _odd(
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         query, split, first, count = _span(t, lengths, num_ids, splits, max_splits, min_split, HEAD_TILES, LENGTHS)
         table = ids + query.to(gl.int64) * ids_stride
-        mbarrier.wait(q_full, parity)
-        top = gl.full((64,), -1e30, gl.float32, R)
-        total = gl.zeros((64,), gl.float32, R)
-        acc = gl.zeros((64, 256), gl.float32, LO)
-        for i in range(0, gl.maximum(count, 1), 128):
-            phase = turn & 1
-            u = turn & ZERO
-            v = u + 1
-            turn += 1
-            scores = _issue_scores(qr.index(u), ql.index(u), qp.index(u), kr.index(v), kl.index(v), kp.index(v),
-                                   full.index(3), full.index(2), phase, LS)  # fmt: skip
-            valid = _rows(table, first, i + 64, keys, count, num_rows, PAGED, PAGE) >= 0
-            # out of the wgmma registers before acc is touched, or ptxas injects a wait (C7517)
-            y = gl.where(valid[None, :], warpgroup_mma_wait(0, [scores]) * to_log2, float("-inf"))
-            y_top = gl.max(y, 1)
-            # the other group's block first (its weights are older): its product runs under our softmax
-            mbarrier.wait(weights_full.index(0), phase)
-            fade = fades.index(0).load(R)
-            top = tops.index(0).load(R)
-            total = total * fade
-            acc = acc * gl.convert_layout(fade, RO)[:, None]
-            fence_async_shared()
-            product = warpgroup_mma(kw.index(u), kr.index(u), acc, is_async=True)
-            new_top = gl.maximum(top, y_top)
-            fade = gl.exp2(top - new_top)
-            tops.index(1).store(new_top)
-            w = gl.exp2(y - new_top[:, None])
-            wb = w.to(kw.dtype)
-            kw.index(v).store(wb)
-            fades.index(1).store(fade)
-            fence_async_shared()
-            gl.thread_barrier()
-            mbarrier.arrive(weights_full.index(1), count=1)
-            total = total * fade + gl.sum(w, 1)
-            acc = warpgroup_mma_wait(0, [product])
-            gl.thread_barrier()
-            mbarrier.arrive(empty.index(1), count=1)
-            acc = acc * gl.convert_layout(fade, RO)[:, None]
-            product = warpgroup_mma(gl.convert_layout(wb, LA), kr.index(v), acc, is_async=True)
-            top = new_top
-            acc = warpgroup_mma_wait(0, [product])
-            gl.thread_barrier()
-            mbarrier.arrive(empty.index(3), count=1)
         row0 = ((split * num_queries + query) * HEAD_TILES + t % HEAD_TILES) * 64
-        _finish(part, part_lse, acc, top, total, sums, sums_full, row0, parity, 1, LO, R, MERGE)
-        if MERGE:
-            used = _used_splits(query, lengths, num_ids, splits, max_splits, min_split, LENGTHS)
-            _merge_last(part, part_lse, out, lse, counters, query, t % HEAD_TILES, used, splits, num_queries, 1,
-                        HEAD_TILES)  # fmt: skip
-        parity ^= 1
+        if _filled(table, first, count, num_rows, DECODE, PAGED):
+            mbarrier.wait(q_full, parity)
+            top = gl.full((64,), -1e30, gl.float32, R)
+            total = gl.zeros((64,), gl.float32, R)
+            acc = gl.zeros((64, 256), gl.float32, LO)
+            for i in range(0, gl.maximum(count, 1), 128):
+                phase = turn & 1
+                u = turn & ZERO
+                v = u + 1
+                turn += 1
+                scores = _issue_scores(qr.index(u), ql.index(u), qp.index(u), kr.index(v), kl.index(v), kp.index(v),
+                                       full.index(3), full.index(2), phase, LS)  # fmt: skip
+                valid = _rows(table, first, i + 64, keys, count, num_rows, PAGED, PAGE) >= 0
+                # out of the wgmma registers before acc is touched, or ptxas injects a wait (C7517)
+                y = gl.where(valid[None, :], warpgroup_mma_wait(0, [scores]) * to_log2, float("-inf"))
+                y_top = gl.max(y, 1)
+                # the other group's block first (its weights are older): its product runs under our softmax
+                mbarrier.wait(weights_full.index(0), phase)
+                fade = fades.index(0).load(R)
+                top = tops.index(0).load(R)
+                total = total * fade
+                acc = acc * gl.convert_layout(fade, RO)[:, None]
+                fence_async_shared()
+                product = warpgroup_mma(kw.index(u), kr.index(u), acc, is_async=True)
+                new_top = gl.maximum(top, y_top)
+                fade = gl.exp2(top - new_top)
+                tops.index(1).store(new_top)
+                w = gl.exp2(y - new_top[:, None])
+                wb = w.to(kw.dtype)
+                kw.index(v).store(wb)
+                fades.index(1).store(fade)
+                fence_async_shared()
+                gl.thread_barrier()
+                mbarrier.arrive(weights_full.index(1), count=1)
+                total = total * fade + gl.sum(w, 1)
+                acc = warpgroup_mma_wait(0, [product])
+                gl.thread_barrier()
+                mbarrier.arrive(empty.index(1), count=1)
+                acc = acc * gl.convert_layout(fade, RO)[:, None]
+                product = warpgroup_mma(gl.convert_layout(wb, LA), kr.index(v), acc, is_async=True)
+                top = new_top
+                acc = warpgroup_mma_wait(0, [product])
+                gl.thread_barrier()
+                mbarrier.arrive(empty.index(3), count=1)
+            _finish(out, lse, acc, top, total, sums, sums_full, row0, parity, 1, LO, R)
+            parity ^= 1
+        else:
+            _finish_empty(out, lse, row0, 1, LO, R, DIRECT)
 
 
 @gluon.jit
 def latent_attention_hopper_kernel(
-    q, kv, ids, lengths, part, part_lse, out, lse, counters, to_log2, tiles, num_queries, num_ids, ids_stride, num_rows,
-    splits, max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr,
-    PAGE: gl.constexpr, MERGE: gl.constexpr, PREFETCH: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr,
-    GATHER_REGISTERS: gl.constexpr,
+    q, kv, ids, lengths, out, lse, to_log2, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
+    min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
+    DECODE: gl.constexpr, DIRECT: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     S: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     V: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -267,14 +275,14 @@ def latent_attention_hopper_kernel(
         mbarrier.init(sums_full.index(i), count=1)
     mbarrier.init(q_full, count=1)
     gl.warp_specialize([
-        (_even, (q, ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops,
-                 sums, full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows,
-                 splits, max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
-        (_odd, (ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums,
-                full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits,
-                max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
+        (_even, (q, ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
+                 weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
+                 min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, DECODE, DIRECT)),
+        (_odd, (ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty, weights_full,
+                q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split,
+                ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, DECODE, DIRECT)),
         (_gather, (kv, ids, lengths, kl, kr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits, max_splits,
-                   min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, PREFETCH)),
+                   min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, DECODE)),
     ], [4, 4], [MULTIPLY_REGISTERS, GATHER_REGISTERS])  # fmt: skip
 
 
@@ -314,14 +322,6 @@ def plan_tiles(
     return cut, tiles, programs, part, part_lse
 
 
-def plan_merge(part: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, design: Design) -> tuple[bool, torch.Tensor]:
-    """Whether the kernel merges its splits itself, and the zeros in which groups count themselves in."""
-    if part is out or not design.merge_inside:
-        return False, lse
-    s, h, _ = out.shape
-    return True, torch.zeros(s * (h // 64) * 2, dtype=torch.int32, device=out.device)
-
-
 def latent_attention_hopper(
     q: torch.Tensor,
     kv: torch.Tensor,
@@ -341,13 +341,11 @@ def latent_attention_hopper(
         q, kv, ids, out, lse, paged=paged, split=split, design=design
     )
     s, h, _ = q.shape
-    merge, counters = plan_merge(part, out, lse, design)
     latent_attention_hopper_kernel[(programs,)](
-        q, kv, ids, ids if lengths is None else lengths, part, part_lse, out, lse, counters,
-        scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0], splits,
-        max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE, MERGE=merge,
-        PREFETCH=design.prefetch,
+        q, kv, ids, ids if lengths is None else lengths, part, part_lse, scale * 1.4426950408889634, tiles, s,
+        ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0], splits, max_splits, min_split, 0,
+        HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE, DECODE=split, DIRECT=part is out,
         MULTIPLY_REGISTERS=216, GATHER_REGISTERS=72, num_warps=4,
     )  # fmt: skip
-    if part is not out and not merge:
+    if part is not out:
         merge_splits(part, part_lse, out, lse)

@@ -20,8 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_a
 from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE, split_rows
 from kernels.layout import KvLayout
-from kernels.sparse_mla_hopper import _even, _odd, plan_merge, plan_tiles
-from kernels.sparse_mla_hopper_gather import _prefetch, _rows, _span
+from kernels.sparse_mla_hopper import _even, _odd, plan_tiles
+from kernels.sparse_mla_hopper_gather import _filled, _rows, _span
 from kernels.sparse_mla_triton import merge_splits
 
 DESIGN = Design(backend="hopper")
@@ -105,7 +105,7 @@ def _publish(full):
 def _dequantizing_gather(
     latent, scales, rope, ids, lengths, wl, wr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits,
     max_splits, min_split, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr,
-    HALF: gl.constexpr, WHOLE: gl.constexpr, PREFETCH: gl.constexpr,
+    DECODE: gl.constexpr, HALF: gl.constexpr, WHOLE: gl.constexpr,
 ):  # fmt: skip
     # WHOLE: both halves of a block are loaded together. ptxas counts all of these loads on one scoreboard, so whoever
     # waits for one half waits for the other as well, however late it was asked for
@@ -117,52 +117,49 @@ def _dequantizing_gather(
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         query, _, first, count = _span(t, lengths, num_ids, splits, max_splits, min_split, HEAD_TILES, LENGTHS)
         table = ids + query.to(gl.int64) * ids_stride
-        j0 = _rows(table, first, 0, r, count, num_rows, PAGED, PAGE)
-        j1 = _rows(table, first, 64, r, count, num_rows, PAGED, PAGE)
-        a, sa = _fetch(latent, scales, j0, 0, B)
-        b, sb = _fetch(latent, scales, j0, 1, B)
-        for i in range(0, gl.maximum(count, 1), 128):
-            phase = (turn & 1) ^ 1
-            turn += 1
-            # the order of the four waits is the order in which the halves are released
-            mbarrier.wait(empty.index(0), phase)
-            wl.index(0).store(_dequantize(a, sa, HALF))
-            _publish(full.index(0))
-            if not WHOLE:
-                a, sa = _fetch(latent, scales, j1, 1, B)
-            mbarrier.wait(empty.index(1), phase)
-            _copy_rope(rope, j0, kp.index(0), full.index(1), BR)
-            j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's
-            wr.index(0).store(_dequantize(b, sb, HALF))
-            _publish(full.index(1))
-            if WHOLE:
-                a, sa = _fetch(latent, scales, j1, 1, B)
-            b, sb = _fetch(latent, scales, j1, 0, B)
-            if PREFETCH:
-                _prefetch(latent, j0, 656)
-            mbarrier.wait(empty.index(3), phase)
-            wr.index(1).store(_dequantize(a, sa, HALF))
-            _publish(full.index(3))
-            if not WHOLE:
-                a, sa = _fetch(latent, scales, j0, 0, B)
-            mbarrier.wait(empty.index(2), phase)
-            _copy_rope(rope, j1, kp.index(1), full.index(2), BR)
-            j1 = _rows(table, first, i + 192, r, count, num_rows, PAGED, PAGE)
-            wl.index(1).store(_dequantize(b, sb, HALF))
-            _publish(full.index(2))
-            if WHOLE:
-                a, sa = _fetch(latent, scales, j0, 0, B)
+        if _filled(table, first, count, num_rows, DECODE, PAGED):
+            j0 = _rows(table, first, 0, r, count, num_rows, PAGED, PAGE)
+            j1 = _rows(table, first, 64, r, count, num_rows, PAGED, PAGE)
+            a, sa = _fetch(latent, scales, j0, 0, B)
             b, sb = _fetch(latent, scales, j0, 1, B)
-            if PREFETCH:
-                _prefetch(latent, j1, 656)
+            for i in range(0, gl.maximum(count, 1), 128):
+                phase = (turn & 1) ^ 1
+                turn += 1
+                # the order of the four waits is the order in which the halves are released
+                mbarrier.wait(empty.index(0), phase)
+                wl.index(0).store(_dequantize(a, sa, HALF))
+                _publish(full.index(0))
+                if not WHOLE:
+                    a, sa = _fetch(latent, scales, j1, 1, B)
+                mbarrier.wait(empty.index(1), phase)
+                _copy_rope(rope, j0, kp.index(0), full.index(1), BR)
+                j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's
+                wr.index(0).store(_dequantize(b, sb, HALF))
+                _publish(full.index(1))
+                if WHOLE:
+                    a, sa = _fetch(latent, scales, j1, 1, B)
+                b, sb = _fetch(latent, scales, j1, 0, B)
+                mbarrier.wait(empty.index(3), phase)
+                wr.index(1).store(_dequantize(a, sa, HALF))
+                _publish(full.index(3))
+                if not WHOLE:
+                    a, sa = _fetch(latent, scales, j0, 0, B)
+                mbarrier.wait(empty.index(2), phase)
+                _copy_rope(rope, j1, kp.index(1), full.index(2), BR)
+                j1 = _rows(table, first, i + 192, r, count, num_rows, PAGED, PAGE)
+                wl.index(1).store(_dequantize(b, sb, HALF))
+                _publish(full.index(2))
+                if WHOLE:
+                    a, sa = _fetch(latent, scales, j0, 0, B)
+                b, sb = _fetch(latent, scales, j0, 1, B)
 
 
 @gluon.jit
 def latent_attention_hopper_fp8_kernel(
-    q, latent, scales, rope, ids, lengths, part, part_lse, out, lse, counters, to_log2, tiles, num_queries, num_ids,
-    ids_stride, num_rows, splits, max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr,
-    PAGED: gl.constexpr, PAGE: gl.constexpr, MERGE: gl.constexpr, HALF: gl.constexpr, WHOLE: gl.constexpr,
-    PREFETCH: gl.constexpr, MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
+    q, latent, scales, rope, ids, lengths, out, lse, to_log2, tiles, num_queries, num_ids, ids_stride, num_rows, splits,
+    max_splits, min_split, ZERO, HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr,
+    PAGE: gl.constexpr, DECODE: gl.constexpr, DIRECT: gl.constexpr, HALF: gl.constexpr, WHOLE: gl.constexpr,
+    MULTIPLY_REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     TYPE: gl.constexpr = gl.float16 if HALF else gl.bfloat16
     S: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
@@ -193,15 +190,15 @@ def latent_attention_hopper_fp8_kernel(
         mbarrier.init(sums_full.index(i), count=1)
     mbarrier.init(q_full, count=1)
     gl.warp_specialize([
-        (_even, (q, ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops,
-                 sums, full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows,
-                 splits, max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
-        (_odd, (ids, lengths, part, part_lse, out, lse, counters, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums,
-                full, empty, weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits,
-                max_splits, min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, MERGE)),
+        (_even, (q, ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty,
+                 weights_full, q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits,
+                 min_split, ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, DECODE, DIRECT)),
+        (_odd, (ids, lengths, out, lse, to_log2, ql, qr, qp, kl, kr, kp, fades, tops, sums, full, empty, weights_full,
+                q_full, sums_full, tiles, num_queries, num_ids, ids_stride, num_rows, splits, max_splits, min_split,
+                ZERO, HEAD_TILES, LENGTHS, PAGED, PAGE, DECODE, DIRECT)),
         (_dequantizing_gather, (latent, scales, rope, ids, lengths, wl, wr, kp, full, empty, tiles, num_ids, ids_stride,
-                                num_rows, splits, max_splits, min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, HALF,
-                                WHOLE, PREFETCH)),
+                                num_rows, splits, max_splits, min_split, HEAD_TILES, LENGTHS, PAGED, PAGE, DECODE, HALF,
+                                WHOLE)),
     ], [4, 4], [MULTIPLY_REGISTERS, GATHER_REGISTERS])  # fmt: skip
 
 
@@ -224,14 +221,13 @@ def latent_attention_hopper_fp8(
         q, kv, ids, out, lse, paged=paged, split=split, design=design
     )
     s, h, _ = q.shape
-    merge, counters = plan_merge(part, out, lse, design)
     _, scales, rope = split_rows(kv, layout)
     latent_attention_hopper_fp8_kernel[(programs,)](
-        q, kv.view(torch.int32), scales, rope, ids, ids if lengths is None else lengths, part, part_lse, out, lse,
-        counters, scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0),
-        kv.shape[0], splits, max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged,
-        PAGE=PAGE, MERGE=merge, HALF=design.products == torch.float16, WHOLE=design.whole_blocks,
-        PREFETCH=design.prefetch, MULTIPLY_REGISTERS=REGISTERS[0], GATHER_REGISTERS=REGISTERS[1], num_warps=4,
+        q, kv.view(torch.int32), scales, rope, ids, ids if lengths is None else lengths, part, part_lse,
+        scale * 1.4426950408889634, tiles, s, ids.shape[1] * (PAGE if paged else 1), ids.stride(0), kv.shape[0], splits,
+        max_splits, min_split, 0, HEAD_TILES=h // 64, LENGTHS=lengths is not None, PAGED=paged, PAGE=PAGE, DECODE=split,
+        DIRECT=part is out, HALF=design.products == torch.float16, WHOLE=design.whole_blocks,
+        MULTIPLY_REGISTERS=REGISTERS[0], GATHER_REGISTERS=REGISTERS[1], num_warps=4,
     )  # fmt: skip
-    if part is not out and not merge:
+    if part is not out:
         merge_splits(part, part_lse, out, lse)

@@ -36,28 +36,29 @@ def _rows(table, first, block, at, count, num_rows, PAGED: gl.constexpr, PAGE: g
 
 
 @gluon.jit
-def _prefetch(rows_start, row, ROW_BYTES: gl.constexpr):
-    """Ask for 64 cache rows in the L2, one request for each 128 bytes; nothing waits for them. No row: row 0."""
-    P: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [4, 1], [1, 0])
-    row = gl.convert_layout(row, gl.SliceLayout(1, P))
-    line = gl.arange(0, 8 if ROW_BYTES <= 768 else 16, gl.SliceLayout(0, P))
-    start = rows_start.to(gl.int64) + gl.maximum(row, 0).to(gl.int64) * ROW_BYTES
-    # the first request behind a row moves to its last byte, further ones are left out
-    place = start[:, None] + gl.where(line == (ROW_BYTES + 127) // 128, ROW_BYTES - 1, line * 128).to(gl.int64)[None, :]
-    gl.inline_asm_elementwise(
-        """{
-        .reg .pred inside;
-        setp.lt.s64 inside, $1, $2;
-        @inside prefetch.global.L2 [$1];
-        mov.b32 $0, 0;
-        }""", "=r,l,l", [place, (start + ROW_BYTES)[:, None]], dtype=gl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+def _filled(table, first, count, num_rows, DECODE: gl.constexpr, PAGED: gl.constexpr):
+    """Whether a tile has rows to read; all partitions ask alike, before any wait, and leave out one that has none.
+
+    A prompt's ids are not looked at: they fill their tile.
+    """
+    found = count > 0
+    if DECODE and not PAGED:
+        # every warp looks at all 512 ids, so that none waits for another; the list begins with rows, if it has any
+        at = gl.arange(0, 512, gl.SliceLayout(0, gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])))
+        best = -1
+        i = 0
+        while (i < count) & (best < 0):
+            row = gl.load(table + first + i + at, mask=i + at < count, other=-1)
+            best = gl.max(gl.where(row < num_rows, row, -1), 0)
+            i += 512
+        found = best >= 0
+    return found
 
 
 @gluon.jit
 def _gather(
     kv, ids, lengths, kl, kr, kp, full, empty, tiles, num_ids, ids_stride, num_rows, splits, max_splits, min_split,
-    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr, PREFETCH: gl.constexpr,
+    HEAD_TILES: gl.constexpr, LENGTHS: gl.constexpr, PAGED: gl.constexpr, PAGE: gl.constexpr, DECODE: gl.constexpr,
 ):  # fmt: skip
     # 8 lanes copy 128 contiguous bytes of a row, 16 each: 4 row pointers a thread, no bank conflicts; a copy whose mask
     # is false writes zeros without reading, so a stale row's NaN never meets a weight of 0
@@ -69,33 +70,30 @@ def _gather(
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         query, _, first, count = _span(t, lengths, num_ids, splits, max_splits, min_split, HEAD_TILES, LENGTHS)
         table = ids + query.to(gl.int64) * ids_stride
-        j0 = _rows(table, first, 0, r, count, num_rows, PAGED, PAGE)
-        j1 = _rows(table, first, 64, r, count, num_rows, PAGED, PAGE)
-        for i in range(0, gl.maximum(count, 1), 128):
-            phase = (turn & 1) ^ 1
-            turn += 1
-            m0 = (j0 >= 0)[:, None]
-            m1 = (j1 >= 0)[:, None]
-            p0 = kv + gl.maximum(j0, 0).to(gl.int64)[:, None] * 576
-            p1 = kv + gl.maximum(j1, 0).to(gl.int64)[:, None] * 576
-            j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's, ahead of the waits
-            j1 = _rows(table, first, i + 192, r, count, num_rows, PAGED, PAGE)
-            # the order of the four waits is the order in which the halves are released
-            mbarrier.wait(empty.index(0), phase)
-            async_copy.async_copy_global_to_shared(kl.index(0), p0 + c[None, :], mask=m0)
-            async_copy.mbarrier_arrive(full.index(0), increment_count=False)  # when this thread's copies have landed
-            mbarrier.wait(empty.index(1), phase)
-            async_copy.async_copy_global_to_shared(kr.index(0), p0 + 256 + c[None, :], mask=m0)
-            async_copy.async_copy_global_to_shared(kp.index(0), p0 + 512 + d[None, :], mask=m0)
-            async_copy.mbarrier_arrive(full.index(1), increment_count=False)
-            if PREFETCH:
-                _prefetch(kv, j0, 1152)
-            mbarrier.wait(empty.index(3), phase)
-            async_copy.async_copy_global_to_shared(kr.index(1), p1 + 256 + c[None, :], mask=m1)
-            async_copy.mbarrier_arrive(full.index(3), increment_count=False)
-            mbarrier.wait(empty.index(2), phase)
-            async_copy.async_copy_global_to_shared(kl.index(1), p1 + c[None, :], mask=m1)
-            async_copy.async_copy_global_to_shared(kp.index(1), p1 + 512 + d[None, :], mask=m1)
-            async_copy.mbarrier_arrive(full.index(2), increment_count=False)
-            if PREFETCH:
-                _prefetch(kv, j1, 1152)
+        if _filled(table, first, count, num_rows, DECODE, PAGED):
+            j0 = _rows(table, first, 0, r, count, num_rows, PAGED, PAGE)
+            j1 = _rows(table, first, 64, r, count, num_rows, PAGED, PAGE)
+            for i in range(0, gl.maximum(count, 1), 128):
+                phase = (turn & 1) ^ 1
+                turn += 1
+                m0 = (j0 >= 0)[:, None]
+                m1 = (j1 >= 0)[:, None]
+                p0 = kv + gl.maximum(j0, 0).to(gl.int64)[:, None] * 576
+                p1 = kv + gl.maximum(j1, 0).to(gl.int64)[:, None] * 576
+                j0 = _rows(table, first, i + 128, r, count, num_rows, PAGED, PAGE)  # the next turn's: ahead of waits
+                j1 = _rows(table, first, i + 192, r, count, num_rows, PAGED, PAGE)
+                # the order of the four waits is the order in which the halves are released
+                mbarrier.wait(empty.index(0), phase)
+                async_copy.async_copy_global_to_shared(kl.index(0), p0 + c[None, :], mask=m0)
+                async_copy.mbarrier_arrive(full.index(0), increment_count=False)  # when the thread's copies have landed
+                mbarrier.wait(empty.index(1), phase)
+                async_copy.async_copy_global_to_shared(kr.index(0), p0 + 256 + c[None, :], mask=m0)
+                async_copy.async_copy_global_to_shared(kp.index(0), p0 + 512 + d[None, :], mask=m0)
+                async_copy.mbarrier_arrive(full.index(1), increment_count=False)
+                mbarrier.wait(empty.index(3), phase)
+                async_copy.async_copy_global_to_shared(kr.index(1), p1 + 256 + c[None, :], mask=m1)
+                async_copy.mbarrier_arrive(full.index(3), increment_count=False)
+                mbarrier.wait(empty.index(2), phase)
+                async_copy.async_copy_global_to_shared(kl.index(1), p1 + c[None, :], mask=m1)
+                async_copy.async_copy_global_to_shared(kp.index(1), p1 + 512 + d[None, :], mask=m1)
+                async_copy.mbarrier_arrive(full.index(2), increment_count=False)

@@ -23,7 +23,8 @@ def latent_attention_kernel(
     LATENT_STRIDE: tl.constexpr, ROPE_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr, ROPE_START: tl.constexpr,
     SCALE_START: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, GROUPS: tl.constexpr, ABSORBED: tl.constexpr,
     FP8: tl.constexpr, PAGED: tl.constexpr, LENGTHS: tl.constexpr, PAGE: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, DECODE: tl.constexpr, RUN: tl.constexpr,
+    DIRECT: tl.constexpr,
 ):  # fmt: skip
     # one program: one query, BLOCK_H heads of one group, one split of its rows
     VALUE: tl.constexpr = LATENT // GROUPS
@@ -50,13 +51,20 @@ def latent_attention_kernel(
     rows_a_split = tl.maximum(tl.cdiv(tl.cdiv(limit, max_splits), 128) * 128, min_split)
     first = split * rows_a_split
     last = tl.minimum(first + rows_a_split, limit)
+    asking = real
+    if DECODE:  # a split without rows loads nothing: without a branch, which would cost registers
+        if not PAGED:  # where ids are, they stand first; but all may be padding
+            every = first + tl.arange(0, RUN)
+            listed = tl.load(ids_ptr + query * ids_stride + every, mask=every < last, other=-1)
+            last = tl.where(tl.max(tl.where(listed < num_rows, listed, -1), 0) >= 0, last, first)
+        asking = tl.where(first < last, real, False)
 
     q_row = q_ptr + (query * num_heads + head[:, None]) * WIDTH
     if ABSORBED:
-        q_latent = tl.load(q_row + cols[None, :], mask=real[:, None] & in_value, other=0.0)
-        q_rope = tl.load(q_row + LATENT + dims[None, :], mask=real[:, None] & in_key, other=0.0)
+        q_latent = tl.load(q_row + cols[None, :], mask=asking[:, None] & in_value, other=0.0)
+        q_rope = tl.load(q_row + LATENT + dims[None, :], mask=asking[:, None] & in_key, other=0.0)
     else:
-        q_rope = tl.load(q_row + dims[None, :], mask=real[:, None] & in_key, other=0.0)
+        q_rope = tl.load(q_row + dims[None, :], mask=asking[:, None] & in_key, other=0.0)
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     top = tl.full((BLOCK_H,), -1e30, tl.float32)  # finite, so that a block without a valid row leaves no NaN
     total = tl.zeros((BLOCK_H,), tl.float32)
@@ -111,7 +119,7 @@ def latent_attention_kernel(
         acc = tl.dot(weights.to(dtype), latent, acc * fade[:, None], input_precision="ieee")
         top = new_top
 
-    found = total > 0.0
+    found = total != 0.0  # a NaN is passed on
     acc = acc / tl.where(found, total, 1.0)[:, None]
     lse = tl.where(found, top * 0.6931471805599453 + tl.log(tl.where(found, total, 1.0)), float("-inf"))
     at = (split * num_queries + query) * num_heads + head
@@ -120,7 +128,7 @@ def latent_attention_kernel(
     tl.store(
         out_ptr + at[:, None] * VALUE + cols[None, :],
         acc.to(out_ptr.dtype.element_ty),
-        mask=real[:, None] & in_value,
+        mask=(real if DIRECT else real & found)[:, None] & in_value,  # the merge does not read where lse is -inf
     )
     tl.store(lse_ptr + at, lse, mask=real)
 
@@ -130,28 +138,32 @@ def merge_splits_kernel(
     part_ptr, part_lse_ptr, out_ptr, lse_ptr, num_heads_total, num_splits, VALUE: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    # one program: one head of one query; splits are added in order, so further empty splits change no bit
+    # one program: one head of one query; splits are added in order, and one without rows (-inf) is not read: it would
+    # change no bit, and nobody has written it
     head = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_C)
     in_value = cols < VALUE
     splits = tl.arange(0, BLOCK_S)
     every = tl.load(part_lse_ptr + splits * num_heads_total + head, mask=splits < num_splits, other=float("-inf"))
-    top = tl.max(every, 0)
-    base = tl.where(top == float("-inf"), 0.0, top)
+    if tl.max((every != float("-inf")).to(tl.int32), 0) == 0:
+        tl.store(out_ptr + head * VALUE + cols, tl.zeros((BLOCK_C,), out_ptr.dtype.element_ty), mask=in_value)
+        tl.store(lse_ptr + head, float("-inf"))
+        return
+    top = tl.max(every, 0)  # passes over NaN, which comes back with its split's weight
     total = 0.0
     acc = tl.zeros((BLOCK_C,), tl.float32)
     for i in tl.static_range(BLOCK_S):  # unrolled: all loads are in flight together
         at = tl.minimum(i, num_splits - 1) * num_heads_total + head
-        weight = tl.where(num_splits > i, tl.exp(tl.load(part_lse_ptr + at) - base), 0.0)
-        part = tl.load(part_ptr + at * VALUE + cols, mask=cols < tl.where(num_splits > i, VALUE, 0), other=0.0)
+        lse = tl.where(num_splits > i, tl.load(part_lse_ptr + at), float("-inf"))
+        weight = tl.exp(lse - top)
+        part = tl.load(part_ptr + at * VALUE + cols, mask=cols < tl.where(lse != float("-inf"), VALUE, 0), other=0.0)
         acc += weight * part.to(tl.float32)
         total += weight
-    safe = tl.where(total > 0.0, total, 1.0)
-    tl.store(out_ptr + head * VALUE + cols, (acc / safe).to(out_ptr.dtype.element_ty), mask=in_value)
-    tl.store(lse_ptr + head, tl.where(total > 0.0, base + tl.log(safe), float("-inf")))
+    tl.store(out_ptr + head * VALUE + cols, (acc / total).to(out_ptr.dtype.element_ty), mask=in_value)
+    tl.store(lse_ptr + head, top + tl.log(total))
 
 
-def tile_options(heads: int, layout: KvLayout, dtype: torch.dtype, rows: int = 64) -> dict[str, int]:
+def tile_options(heads: int, layout: KvLayout, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes, warps and stages for one shape; a function of shapes alone.
 
     64 heads x 64 rows, 8 warps, 2 stages fills the shared memory at V3.2's width; 32 rows lose a third of the speed
@@ -160,7 +172,7 @@ def tile_options(heads: int, layout: KvLayout, dtype: torch.dtype, rows: int = 6
     block_c = max(16, triton.next_power_of_2(layout.latent_dim // layout.groups))
     block_r = max(16, triton.next_power_of_2(layout.rope_dim // layout.groups))
     block_h = min(64, max(16, triton.next_power_of_2(heads // layout.groups)))
-    block_k = rows
+    block_k = 64
     warps = 8 if block_h == 64 and block_c >= 256 else 4
     if dtype == torch.float32:
         block_h, block_k, warps = 16, 16 if block_c > 128 else 32, 4
@@ -207,7 +219,7 @@ def latent_attention(
     else:
         latent = rope = scales = kv
         rope_start, scale_start = layout.latent_dim, 0
-    options = tile_options(h, layout, q.dtype, design.rows)
+    options = tile_options(h, layout, q.dtype)
     tiles = triton.cdiv(h // layout.groups, options["BLOCK_H"]) * layout.groups
     latent_attention_kernel[(s * tiles, splits)](
         q, latent, rope, scales, ids, lengths if lengths is not None else ids, part, part_lse,
@@ -216,7 +228,8 @@ def latent_attention(
         LATENT_STRIDE=latent.stride(0), ROPE_STRIDE=rope.stride(0), SCALE_STRIDE=scales.stride(0),
         ROPE_START=rope_start, SCALE_START=scale_start,
         LATENT=layout.latent_dim, ROPE=layout.rope_dim, GROUPS=layout.groups, ABSORBED=layout.absorbed, FP8=fp8,
-        PAGED=paged, LENGTHS=lengths is not None, PAGE=PAGE, **options,
+        PAGED=paged, LENGTHS=lengths is not None, PAGE=PAGE, DECODE=split,
+        RUN=triton.next_power_of_2(max(128, min_split)), DIRECT=part is out, **options,
     )  # fmt: skip
     if part is not out:
         merge_splits(part, part_lse, out, lse)

@@ -138,6 +138,95 @@ def test_each_design_gives_a_row_the_same_bits_alone_in_a_batch_and_again(fp8, d
         assert torch.equal(whole[0][i : i + 1], alone[0]) and torch.equal(whole[1][i : i + 1], alone[1])
 
 
+def poison_partials(monkeypatch):
+    """Partial results start as NaN: what the merge reads and nobody wrote is seen."""
+    whole = torch.full
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: whole(shape, float("nan"), **options))
+
+
+def assert_one_among_padding(whole, alone, place):
+    out, lse = whole
+    assert torch.equal(out[place : place + 1], alone[0]) and torch.equal(lse[place : place + 1], alone[1])
+    padding = torch.arange(len(out), device="cuda") != place
+    assert not bool(out[padding].any()) and bool(lse[padding].isneginf().all())
+
+
+@each_design
+@pytest.mark.parametrize("place, count", [(0, 2048), (41, 700), (63, 1)])
+@pytest.mark.parametrize("rows", [5000, 140_000], ids=["", "persistent"])
+def test_one_chosen_list_among_padding_has_the_same_bits(monkeypatch, fp8, design, place, count, rows):
+    kv, q, ids = normal(rows, 576), query(V32, 64, 128), choose(1, 2048, 5000).repeat(64, 1)
+    cache = pack_rows(kv, V32) if fp8 else kv
+    padding = torch.arange(64, device="cuda") != place
+    q[padding], ids[padding], ids[place, count:] = float("nan"), -1, -1
+    ids[(place + 1) % 64] = rows  # outside of the cache: as if not there
+    one = slice(place, place + 1)
+    poison_partials(monkeypatch)
+    options = {"split": True, "design": design}
+    alone = launch(design.backend, q[one].clone(), cache, ids[one].clone(), None, V32, **options)
+    for _ in range(3):
+        whole = launch(design.backend, q, cache, ids, None, V32, **options)
+        assert_one_among_padding(whole, alone, place)
+
+
+@each_design
+@pytest.mark.parametrize("place, length", [(0, 20000), (41, 513), (63, 1), (5, 1024)])
+@pytest.mark.parametrize("num_pages", [16, 512])
+@pytest.mark.parametrize("held", [640, 2200], ids=["", "persistent"])
+def test_one_dense_decode_among_padding_has_the_same_bits(monkeypatch, fp8, design, place, length, num_pages, held):
+    length = min(length, num_pages * 64)
+    kv, q = normal(held * 64, 576), query(V32, 64, 128)
+    cache = pack_rows(kv, V32) if fp8 else kv
+    padding = torch.arange(64, device="cuda") != place
+    q[padding] = float("nan")
+    pages = torch.full((64, num_pages), 1 << 20, dtype=torch.int32, device="cuda")
+    pages[place] = torch.randperm(held, device="cuda")[:num_pages].to(torch.int32)
+    lengths = torch.where(padding, 0, length).to(torch.int32)
+    one = slice(place, place + 1)
+    poison_partials(monkeypatch)
+    options = {"paged": True, "split": True, "design": design}
+    few = pages[one, : -(-length // 64)].clone()
+    alone = launch(design.backend, q[one].clone(), cache, few, lengths[one].clone(), V32, **options)
+    for _ in range(3):
+        whole = launch(design.backend, q, cache, pages, lengths, V32, **options)
+        assert_one_among_padding(whole, alone, place)
+
+
+@each_design
+def test_some_rows_among_padding_have_the_same_bits_as_in_a_full_batch(monkeypatch, fp8, design):
+    kv, q, ids = normal(140_000, 576), query(V32, 64, 128), choose(64, 2048, 140_000)
+    cache = pack_rows(kv, V32) if fp8 else kv
+    full = launch(design.backend, q, cache, ids, None, V32, split=True, design=design)
+    padding = torch.rand(64, device="cuda") < 0.7
+    ids[padding] = -1
+    poison_partials(monkeypatch)
+    for _ in range(3):
+        out, lse = launch(design.backend, q, cache, ids, None, V32, split=True, design=design)
+        assert torch.equal(out[~padding], full[0][~padding]) and torch.equal(lse[~padding], full[1][~padding])
+        assert not bool(out[padding].any()) and bool(lse[padding].isneginf().all())
+
+
+@each_design
+def test_a_query_that_is_not_a_number_stays_seen_behind_the_merge(fp8, design):
+    kv, q, ids = normal(5000, 576), query(V32, 2, 128), choose(2, 2048, 5000)
+    q[1, 70, 7], ids[:, 900:] = float("nan"), -1
+    rows = pack_rows(kv, V32) if fp8 else kv
+    out, lse = launch(design.backend, q, rows, ids, None, V32, split=True, design=design)
+    assert bool(out[1, 70].isnan().all()) and bool(lse[1, 70].isnan())
+    assert bool(out[0].isfinite().all()) and bool(out[1, 71].isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["hopper", "hopper half"])
+def test_whole_blocks_give_the_bits_of_halves(name):
+    kv, q, ids = normal(9000, 576), query(V32, 20, 128), choose(20, 2048, 9000)
+    ids[0, 700:] = -1
+    rows = pack_rows(kv, V32)
+    halves, whole = FP8_DESIGNS[name], FP8_DESIGNS[f"{name} + whole blocks"]
+    first = launch("hopper", q, rows, ids, None, V32, split=True, design=halves)
+    second = launch("hopper", q, rows, ids, None, V32, split=True, design=whole)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
 @pytest.mark.parametrize("layout, heads", [(SMALL, 8), (SMOLLM, 9)], ids=["small", "smollm"])
 def test_fp8_rows_of_small_widths_decode(layout, heads):
     kv, q, ids = normal(3000, layout.width), query(layout, 3, heads), choose(3, 1200, 3000)

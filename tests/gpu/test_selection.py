@@ -106,6 +106,12 @@ def test_persistent_index_scores_have_the_bits_of_a_program_a_piece(design, s, t
         assert bool(rows[0].isnan().all()) and bool(rows[-1].isnan().all()) and bool(rows[:, t:].isnan().all())
 
 
+def known(scores, lengths):
+    """Scores that the kernel has written, and -inf behind them."""
+    here = torch.arange(scores.shape[1], device=scores.device) < lengths.to(scores.device)[:, None]
+    return torch.where(here, scores, float("-inf"))
+
+
 @pytest.mark.parametrize("h, d", [(64, 128), (32, 128), (5, 64)])
 def test_paged_index_scores_match_the_reference(h, d):
     lengths = torch.tensor([5000, 0, 64, 1, 4097, 65], dtype=torch.int32)
@@ -117,10 +123,10 @@ def test_paged_index_scores_match_the_reference(h, d):
     q, w = torch.randn(6, h, d).to(E4M3), torch.randn(6, h)
     expected = index_scores_paged_reference(q, pages, w, tables, lengths, 5001)
     on_gpu = [x.cuda() for x in (q, pages, w, tables, lengths)]
-    actual = index_scores_paged(*on_gpu, 5001)
+    actual = known(index_scores_paged(*on_gpu, 5001), lengths)
     assert relative_error(actual, expected) < SUMS[E4M3]
     alone = index_scores_paged(*(x[4:5] if i != 1 else x for i, x in enumerate(on_gpu)), 5001)
-    assert torch.equal(alone[0], actual[4])
+    assert torch.equal(alone[0, :4097], actual[4, :4097])
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
@@ -131,10 +137,33 @@ def test_paged_index_scores_of_plain_keys_match_the_reference(h, d, dtype):
     q, w = torch.randn(6, h, d).to(dtype), torch.randn(6, h)
     expected = index_scores_paged_reference(q, pages, w, tables, lengths, 5001)
     on_gpu = [x.cuda() for x in (q, pages, w, tables, lengths)]
-    actual = index_scores_paged(*on_gpu, 5001)
+    actual = known(index_scores_paged(*on_gpu, 5001), lengths)
     assert relative_error(actual, expected) < SUMS[dtype]
     alone = index_scores_paged(*(x[4:5] if i != 1 else x for i, x in enumerate(on_gpu)), 5001)
-    assert torch.equal(alone[0], actual[4])
+    assert torch.equal(alone[0, :4097], actual[4, :4097])
+
+
+@pytest.mark.parametrize("place", [0, 37, 63])
+@pytest.mark.parametrize("length", [70, 5000, 32_700])
+def test_one_row_among_padding_is_scored_and_chosen_as_if_alone(place, length):
+    """Rows of length 0 have pages outside of the cache: nothing of them is read, and their scores stay NaN."""
+    pages = torch.zeros(513, page_bytes(128), dtype=torch.uint8)
+    write_index_pages(pages, torch.arange(513 * PAGE), torch.randn(513 * PAGE, 128).to(E4M3), torch.rand(513 * PAGE))
+    tables = torch.full((64, 512), 1 << 30, dtype=torch.int32)
+    tables[place] = torch.randperm(513)[:512].to(torch.int32)
+    lengths = torch.zeros(64, dtype=torch.int32)
+    lengths[place] = length
+    q, w = torch.randn(64, 64, 128).to(E4M3), torch.randn(64, 64)
+    q, pages, w, tables, lengths = (x.cuda() for x in (q, pages, w, tables, lengths))
+    one = slice(place, place + 1)
+    poison_memory()
+    among = index_scores_paged(q, pages, w, tables, lengths, 512 * PAGE)
+    poison_memory()
+    alone = index_scores_paged(q[one], pages, w[one], tables[one], lengths[one], 512 * PAGE)
+    assert torch.equal(known(among, lengths)[one], known(alone, lengths[one]))
+    ids = topk(among, 2048, lengths)
+    assert torch.equal(ids[one], topk(alone, 2048, lengths[one]))
+    assert bool((ids[lengths == 0] == -1).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)

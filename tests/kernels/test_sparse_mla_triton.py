@@ -94,16 +94,15 @@ def test_interpreter_dense_decode_reads_ragged_pages(fp8):
 
 
 @interpreted
-@pytest.mark.parametrize("block", [64, 32])
 @pytest.mark.parametrize("layout, heads", [(SMALL, 8), (GROUPED, 3)], ids=["small", "grouped"])
 @pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
-def test_interpreter_half_products_of_fp8_rows_keep_their_scales(block, layout, heads, partials):
+def test_interpreter_half_products_of_fp8_rows_keep_their_scales(layout, heads, partials):
     """Not with bfloat16 products: the interpreter multiplies bfloat16 as the integers it keeps them in."""
     sizes = torch.randint(-12, 9, (700, 1)).float().exp2()
     kv, q = torch.randn(700, layout.width) * sizes, query(layout, 2, heads, torch.bfloat16) / 16
     rows = pack_rows(kv, layout)
     ids = torch.stack([torch.randperm(700)[:650] for _ in range(2)]).to(torch.int32)
-    design = Design(backend="triton", products=torch.float16, rows=block, partials=partials)
+    design = Design(backend="triton", products=torch.float16, partials=partials)
     out, lse = run(q, rows, ids, None, layout, split=True, design=design)
     wanted, sums = sparse_mla_reference(q, unpack_rows(rows, layout), ids, layout, 0.2)
     assert float((out - wanted).norm() / wanted.norm()) < 4e-3  # weights in half precision
@@ -131,6 +130,61 @@ def test_interpreter_a_wider_page_table_changes_no_bit(partials):
     wide = run(q, kv.flatten(0, 1), pages, lengths, SMALL, **options)
     narrow = run(q, kv.flatten(0, 1), pages[:, :8].contiguous(), lengths, SMALL, **options)
     assert torch.equal(wide[0], narrow[0]) and torch.equal(wide[1], narrow[1])
+
+
+def poison_partials(monkeypatch):
+    """Partial results start as NaN: what the merge reads and nobody wrote is seen."""
+    whole = torch.full
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: whole(shape, float("nan"), **options))
+
+
+@interpreted
+@pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("k", [100, 600, 1500])
+def test_interpreter_one_chosen_list_among_padding_gives_the_bits_of_itself_alone(monkeypatch, k, partials):
+    kv, q = torch.randn(1600, SMALL.width), query(SMALL, 5, 3)
+    q[torch.arange(5) != 3] = float("nan")  # padding's own queries are not read
+    ids = torch.full((5, k), -1, dtype=torch.int32)
+    ids[3, : k - k // 3] = torch.randperm(1600)[: k - k // 3]
+    ids[1] = 5000  # outside of the cache: as if not there
+    poison_partials(monkeypatch)
+    options = {"split": True, "design": Design(backend="triton", partials=partials)}
+    out, lse = run(q, kv, ids, None, SMALL, **options)
+    alone = run(q[3:4], kv, ids[3:4], None, SMALL, **options)
+    assert torch.equal(out[3:4], alone[0]) and torch.equal(lse[3:4], alone[1]) and bool(out.isfinite().all())
+    for i in (0, 1, 2, 4):
+        assert not bool(out[i].any()) and bool(lse[i].isneginf().all())
+
+
+@interpreted
+@pytest.mark.parametrize("partials", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("length", [1, 512, 513, 1400])
+def test_interpreter_one_request_among_padding_gives_the_bits_of_itself_alone(monkeypatch, length, partials):
+    kv, q = torch.randn(30, 64, SMALL.width), query(SMALL, 4, 3)
+    q[torch.arange(4) != 2] = float("nan")
+    pages = torch.full((4, 24), 1 << 20, dtype=torch.int32)
+    pages[2] = torch.randperm(30)[:24]
+    lengths = torch.tensor([0, 0, length, 0], dtype=torch.int32)
+    poison_partials(monkeypatch)
+    options = {"paged": True, "split": True, "design": Design(backend="triton", partials=partials)}
+    out, lse = run(q, kv.flatten(0, 1), pages, lengths, SMALL, **options)
+    few = pages[2:3, : -(-length // 64)].contiguous()
+    alone = run(q[2:3], kv.flatten(0, 1), few, lengths[2:3], SMALL, **options)
+    assert torch.equal(out[2:3], alone[0]) and torch.equal(lse[2:3], alone[1]) and bool(out.isfinite().all())
+    for i in (0, 1, 3):
+        assert not bool(out[i].any()) and bool(lse[i].isneginf().all())
+
+
+@interpreted
+@pytest.mark.parametrize("k", [100, 1500])
+def test_interpreter_a_query_that_is_not_a_number_stays_seen_behind_the_merge(k):
+    kv, q = torch.randn(1600, SMALL.width), query(SMALL, 2, 3)
+    q[1, 1, 7] = float("nan")
+    ids = torch.full((2, k), -1, dtype=torch.int32)
+    ids[:, : k // 2] = torch.arange(k // 2)
+    out, lse = run(q, kv, ids, None, SMALL, split=True)
+    assert bool(out[1, 1].isnan().all()) and bool(lse[1, 1].isnan())
+    assert bool(out[0].isfinite().all()) and bool(out[1, 0].isfinite().all())
 
 
 @interpreted

@@ -8,6 +8,7 @@ from kernels.dense_mla import dense_mla
 from kernels.fp8 import simulate_e4m3
 from kernels.index_scores import index_scores
 from kernels.layout import KvLayout
+from kernels.rope import rotate
 from kernels.sparse_mla import sparse_mla
 from kernels.topk import mask_to_ids
 from model.cache import PREFILL_CHUNK
@@ -16,7 +17,6 @@ from model.errors import ModelError
 from model.indexer import Indexer, Tables
 from model.layers import RMSNorm
 from model.request import IndexDtype, Selector
-from model.rope import rotate
 from model.segment import Segment
 from model.selection import select, select_ids
 
@@ -78,7 +78,9 @@ class MLA(nn.Module):
                 dtype = segment.attention.index_dtype or self.indexer.config.dtype
                 if dtype not in index:
                     keys = self.indexer.keys(x, index_tables, dtype)
-                    index[dtype] = (keys, *self.indexer.queries(latent, x, index_tables, dtype))
+                    queries, weights = self.indexer.queries(latent, x, index_tables, dtype)
+                    # FP8 values are exact in float32
+                    index[dtype] = (keys, queries.float() if dtype == "fp8" else queries, weights)
                 keys, queries, weights = index[dtype]
                 cache.index[segment.start : segment.stop] = keys[segment.rows]
                 segment.scorer = (queries[segment.rows], cache.index[: segment.stop], weights[segment.rows])

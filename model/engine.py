@@ -21,7 +21,7 @@ from model.transformer import Transformer
 
 DECODE_ROWS = 8  # every decode step has this many rows: a row's bits do not depend on who shares the batch
 # part of the journal key, by device: raised when the same weights and request would give other bits
-NUMERICS = {"cpu": "cpu-2", "cuda": "cuda-1"}
+NUMERICS = {"cpu": "cpu-2", "cuda": "cuda-2"}
 FAILURES = (ModelError, RuntimeError, MemoryError)  # what one request may meet without ending the others
 DEVICE_FAILURES = getattr(torch, "AcceleratorError", ())  # after one of these, every later call fails as well
 

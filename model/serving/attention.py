@@ -62,10 +62,10 @@ def _score_with(
     """Write the new tokens' index keys; the queries that will meet them and all earlier ones."""
     assert layer.indexer is not None and step.index_dtype is not None
     dtype = step.index_dtype
-    pages.write_index(dtype, step.slots, layer.indexer.keys(x, tables, dtype))
+    layer.indexer.write_keys(x, tables, dtype, pages.index[dtype], step.slots)
     queries, weights = layer.indexer.queries(latent, x, tables, dtype)
-    if pages.index[dtype].dtype == torch.uint8:
-        queries = queries.to(torch.float8_e4m3fn)  # they are rounded already
+    if pages.index[dtype].dtype == torch.float32:  # FP8 keys of an odd width
+        queries = queries.float()
     return Scorer(queries=queries, weights=weights, dtype=dtype, pages=pages)
 
 

@@ -129,9 +129,9 @@ def test_chunks_of_a_gpu_are_whole_numbers_of_the_cpus():
 
 
 def test_the_arithmetic_is_named_by_device_and_by_the_forced_torch_forms(monkeypatch):
-    assert (engines.numerics("cpu"), engines.numerics("cuda")) == ("cpu-2", "cuda-1")
+    assert (engines.numerics("cpu"), engines.numerics("cuda")) == ("cpu-2", "cuda-2")
     monkeypatch.setattr(switch, "FORCE_TORCH", True)
-    assert (engines.numerics("cpu"), engines.numerics("cuda")) == ("cpu-2", "cuda-1-torch")
+    assert (engines.numerics("cpu"), engines.numerics("cuda")) == ("cpu-2", "cuda-2-torch")
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):

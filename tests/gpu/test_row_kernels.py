@@ -1,8 +1,9 @@
-"""Kernels that read each row once, on a GPU, against their references: index queries and keys."""
+"""Kernels that read each row once, on a GPU, against their references: index rows, RoPE."""
 
 import pytest
 import torch
 
+from kernels import switch
 from kernels.fp8 import dequantize_e4m3
 from kernels.index_rows import (
     IndexNorm,
@@ -14,7 +15,11 @@ from kernels.index_rows import (
     write_index_keys,
 )
 from kernels.index_scores_paged import PAGE, page_bytes, read_index_pages
-from tests.gpu.kernel_errors import poison_memory, relative_error
+from kernels.rope import lay_rows, rotate, rotate_
+from model.attention import MLA
+from model.config import read_config
+from model.serving.attention import _expand
+from tests.gpu.kernel_errors import ROUNDED, poison_memory, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BF16 = torch.bfloat16
@@ -97,3 +102,59 @@ def test_an_index_row_has_the_same_bits_in_every_company():
         some = index_queries(q[part].clone(), weights[part].clone(), IndexRope(cos[part], sin[part], False), "fp8")
         assert torch.equal(some[0].view(torch.uint8), values[part].view(torch.uint8))
         assert torch.equal(some[1], scaled[part])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("n, h, d", [(1, 128, 64), (37, 5, 64), (69, 3, 24)])
+def test_a_slice_is_rotated_in_place_and_the_rest_is_left(n, h, d, dtype, interleaved):
+    rows, (cos, sin) = torch.randn(n, h, d + 24, device="cuda").to(dtype), tables(n, d)
+    before = rows.clone()
+    rotate_(rows[..., 16 : 16 + d], cos, sin, interleaved=interleaved)
+    expected = rotate(before[..., 16 : 16 + d].float(), cos, sin, interleaved=interleaved)
+    assert relative_error(rows[..., 16 : 16 + d], expected) < ROUNDED[dtype]
+    assert torch.equal(rows[..., :16], before[..., :16]) and torch.equal(rows[..., 16 + d :], before[..., 16 + d :])
+
+
+@pytest.mark.parametrize("n, h, d", [(1, 128, 64), (37, 5, 64), (3, 130, 24)])
+def test_rows_are_laid_into_a_slice_and_the_rest_is_left(n, h, d):
+    rows, out = torch.randn(n, d + 8, device="cuda").to(BF16), torch.randn(n, h, d + 16, device="cuda").to(BF16)
+    expected = out.clone()
+    expected[..., 8 : d + 8] = rows[:, None, 4 : d + 4]
+    lay_rows(rows[:, None, 4 : d + 4].expand(-1, h, -1), out[..., 8 : d + 8])
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("s", [1, 37, 300])
+def test_attention_writes_products_where_the_torch_forms_copy_them(s, dtype, monkeypatch):
+    raw = {
+        "model_type": "deepseek_v32", "vocab_size": 64, "hidden_size": 256, "num_hidden_layers": 1,
+        "num_attention_heads": 16, "q_lora_rank": 64, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "intermediate_size": 64, "moe_intermediate_size": 64,
+        "n_routed_experts": 2, "n_shared_experts": 1, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1,
+        "routed_scaling_factor": 1.0, "norm_topk_prob": True, "first_k_dense_replace": 1, "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "max_position_embeddings": 1024, "index_n_heads": 16, "index_head_dim": 128,
+        "index_topk": 64,
+    }  # fmt: skip
+    layer = MLA(read_config(raw, "test"), 0).requires_grad_(False)
+    for name, parameter in layer.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, parameter.shape[-1] ** -0.5)
+    layer, x, (cos, sin) = layer.to("cuda", dtype), torch.randn(s, 256, device="cuda").to(dtype), tables(s, 64)
+    weights = layer.kv_b_proj.weight.unflatten(0, (16, -1))[3:11]
+
+    def everything():
+        q, latent = layer._queries(x, (cos, sin))
+        rows = layer._cache_rows(x, (cos, sin))
+        absorbed = layer.absorb(q)
+        keys, values = _expand(layer.config, rows[:, :512], rows[:, 512:], weights)
+        return q, latent, rows, absorbed, layer.up_project(absorbed[..., :512]), keys, values
+
+    with torch.inference_mode():
+        actual = everything()
+        assert actual[4].is_contiguous()
+        monkeypatch.setattr(switch, "FORCE_TORCH", True)
+        expected = everything()
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.shape == theirs.shape
+        assert relative_error(mine, theirs) < 2 * ROUNDED[dtype]

@@ -113,9 +113,9 @@ class MLA(nn.Module):
         slices = rope.unflatten(-1, (config.groups, config.rope_dim // config.groups))
         if in_place(rows):
             if config.latent_norm:
-                latent.copy_(self.kv_a_layernorm(latent))
+                self.kv_a_layernorm(latent, latent)
             if config.qk_norm:
-                slices.copy_(self.k_norm(slices))
+                self.k_norm(slices, slices)
             rotate_(slices, *tables, interleaved=config.rope_interleaved)
             return rows
         if config.latent_norm:

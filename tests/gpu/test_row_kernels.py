@@ -1,4 +1,4 @@
-"""Kernels that read each row once, on a GPU, against their references: index rows, RoPE."""
+"""Kernels that read each row once, on a GPU, against their references: index rows, RoPE, norms, SwiGLU."""
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from kernels.index_rows import (
     write_index_keys,
 )
 from kernels.index_scores_paged import PAGE, page_bytes, read_index_pages
+from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rope import lay_rows, rotate, rotate_
+from kernels.swiglu import swiglu
 from model.attention import MLA
 from model.config import read_config
 from model.serving.attention import _expand
@@ -158,3 +160,23 @@ def test_attention_writes_products_where_the_torch_forms_copy_them(s, dtype, mon
     for mine, theirs in zip(actual, expected, strict=True):
         assert mine.shape == theirs.shape
         assert relative_error(mine, theirs) < 2 * ROUNDED[dtype]
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 8), (37, 192), (5, 7168), (300, 512), (5, 3, 64)])
+def test_rms_norm_matches_the_reference_apart_and_in_place(shape, dtype):
+    wide, weight = torch.randn(*shape[:-1], shape[-1] + 8, device="cuda").to(dtype), torch.randn(shape[-1]).cuda()
+    x, before = wide[..., : shape[-1]], wide.clone()
+    out = rms_norm(x, weight, 1e-6)
+    assert relative_error(out, rms_norm_reference(x, weight, 1e-6)) < ROUNDED[dtype]
+    assert torch.equal(rms_norm(x[:1].clone(), weight, 1e-6), out[:1])
+    assert torch.equal(rms_norm(x, weight, 1e-6, x), out)
+    assert torch.equal(wide[..., shape[-1] :], before[..., shape[-1] :])
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 1), (37, 129), (64, 18432)])
+def test_swiglu_matches_the_reference(shape, dtype):
+    gate, up = (torch.randn(2, *shape, device="cuda") * 8).to(dtype)
+    expected = torch.nn.functional.silu(gate.float()) * up.float()
+    assert relative_error(swiglu(gate, up, dtype), expected) < ROUNDED[dtype]

@@ -15,7 +15,7 @@ from tests.model.test_engine import Words
 
 KERNELS = (
     "attention_mass", "dense_mla", "dense_prefill", "grouped_gemm", "index_rows", "index_scores",
-    "index_scores_paged", "page_slots", "rope", "sparse_mla", "topk",
+    "index_scores_paged", "page_slots", "rms_norm", "rope", "sparse_mla", "swiglu", "topk",
 )  # fmt: skip
 FOLDERS = {"deepseek": lambda: dsa_folder("deepseek", num_hidden_layers=2), "llama": llama_folder}
 

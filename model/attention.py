@@ -8,6 +8,7 @@ from kernels.dense_mla import dense_mla
 from kernels.fp8 import simulate_e4m3
 from kernels.index_scores import index_scores
 from kernels.layout import KvLayout
+from kernels.rope import in_place, lay_rows, rotate, rotate_
 from kernels.sparse_mla import sparse_mla
 from kernels.topk import mask_to_ids
 from model.cache import PREFILL_CHUNK
@@ -16,7 +17,6 @@ from model.errors import ModelError
 from model.indexer import Indexer, Tables
 from model.layers import RMSNorm
 from model.request import IndexDtype, Selector
-from model.rope import rotate
 from model.segment import Segment
 from model.selection import select
 
@@ -73,7 +73,9 @@ class MLA(nn.Module):
                 dtype = segment.attention.index_dtype or self.indexer.config.dtype
                 if dtype not in index:
                     keys = self.indexer.keys(x, index_tables, dtype)
-                    index[dtype] = (keys, *self.indexer.queries(latent, x, index_tables, dtype))
+                    queries, weights = self.indexer.queries(latent, x, index_tables, dtype)
+                    # FP8 values are exact in float32
+                    index[dtype] = (keys, queries.float() if dtype == "fp8" else queries, weights)
                 keys, queries, weights = index[dtype]
                 cache.index[segment.start : segment.stop] = keys[segment.rows]
                 segment.scorer = (queries[segment.rows], cache.index[: segment.stop], weights[segment.rows])
@@ -93,15 +95,26 @@ class MLA(nn.Module):
         if config.qk_norm:
             q = self.q_norm(q)
         nope, rope = q.split((config.nope_dim, config.query_dim - config.nope_dim), -1)
+        if in_place(q):  # q is a product of its own, nobody else's
+            rotate_(rope, *tables, interleaved=config.rope_interleaved)
+            return q, latent
         return torch.cat((nope, rotate(rope, *tables, interleaved=config.rope_interleaved)), -1), latent
 
     def _cache_rows(self, x: torch.Tensor, tables: Tables) -> torch.Tensor:
         """[n, hidden] -> what the cache keeps of each token, [n, kv_width]: normalised latent, rotated rope key."""
         config = self.config
-        latent, rope = self.kv_a_proj_with_mqa(x).split((config.kv_lora_rank, config.rope_dim), -1)
+        rows: torch.Tensor = self.kv_a_proj_with_mqa(x)
+        latent, rope = rows.split((config.kv_lora_rank, config.rope_dim), -1)
+        slices = rope.unflatten(-1, (config.groups, config.rope_dim // config.groups))
+        if in_place(rows):
+            if config.latent_norm:
+                self.kv_a_layernorm(latent, latent)
+            if config.qk_norm:
+                self.k_norm(slices, slices)
+            rotate_(slices, *tables, interleaved=config.rope_interleaved)
+            return rows
         if config.latent_norm:
             latent = self.kv_a_layernorm(latent)
-        slices = rope.unflatten(-1, (config.groups, config.rope_dim // config.groups))
         if config.qk_norm:
             slices = self.k_norm(slices)
         return torch.cat((latent, rotate(slices, *tables, interleaved=config.rope_interleaved).flatten(1)), -1)
@@ -169,6 +182,12 @@ class MLA(nn.Module):
         if not self.config.absorbs:
             return q
         nope, rope = q.split((self.config.nope_dim, self.config.rope_dim), -1)
+        if in_place(q):
+            c = self.layout.latent_dim
+            out = torch.empty(*q.shape[:2], self.layout.width, dtype=q.dtype, device=q.device)
+            torch.bmm(nope.transpose(0, 1), self._up_weights()[0], out=out[..., :c].transpose(0, 1))
+            lay_rows(rope, out[..., c:])
+            return out
         latent = torch.bmm(nope.transpose(0, 1), self._up_weights()[0]).transpose(0, 1)
         return torch.cat((latent, rope), -1)
 
@@ -177,6 +196,10 @@ class MLA(nn.Module):
         if not self.config.absorbs:
             return out
         w_uv = self._up_weights()[1].to(out.dtype)  # recall reads in float32 whatever the model's dtype
+        if in_place(out):  # as o_proj reads it, without a copy
+            heads = torch.empty(*out.shape[:2], self.config.v_dim, dtype=out.dtype, device=out.device)
+            torch.bmm(out.transpose(0, 1), w_uv.transpose(1, 2), out=heads.transpose(0, 1))
+            return heads
         return torch.bmm(out.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
 
     def expand(self, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

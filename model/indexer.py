@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels.fp8 import quantize_e4m3, simulate_e4m3
-from kernels.hadamard import hadamard
+from kernels.fp8 import dequantize_e4m3
+from kernels.index_rows import IndexNorm, IndexRope, index_keys, index_queries, write_index_keys
 from model.config import IndexerConfig
 from model.request import IndexDtype
-from model.rope import rotate
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 
@@ -28,34 +27,30 @@ class Indexer(nn.Module):
         self.weights_proj = nn.Linear(hidden_size, config.num_heads, bias=False)
 
     def keys(self, x: torch.Tensor, tables: Tables, dtype: IndexDtype) -> torch.Tensor:
-        """Hidden states [n, hidden] -> index keys [n, d] as the cache holds them."""
-        k = F.layer_norm(
-            self.wk(x).float(), (self.config.head_dim,), self.k_norm.weight.float(), self.k_norm.bias.float(), 1e-6
-        )
-        k = self._rotate(k, tables)
-        if dtype == "fp8":
-            return simulate_e4m3(hadamard(k.to(torch.bfloat16)).float(), self.config.head_dim)
-        return k.to(torch.bfloat16) if dtype == "bfloat16" else k
+        """Hidden states [n, hidden] -> index keys [n, d]; FP8 ones times their scales, in float32."""
+        keys, scales = index_keys(self.wk(x), self._norm(), self._rope(tables), dtype)
+        return keys if scales is None else dequantize_e4m3(keys, scales[:, None], self.config.head_dim)
+
+    def write_keys(
+        self, x: torch.Tensor, tables: Tables, dtype: IndexDtype, pages: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        """Index keys of hidden states [n, hidden] into slots [n] of a layer's pages (`write_index_keys`)."""
+        write_index_keys(pages, slots, self.wk(x), self._norm(), self._rope(tables), dtype)
 
     def queries(
         self, latent: torch.Tensor, x: torch.Tensor, tables: Tables, dtype: IndexDtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Query latents [n, r] and hidden states [n, hidden] -> index queries [n, h, d], head weights [n, h] float32.
 
-        The weights carry h^-1/2, d^-1/2 and the FP8 scale of their query.
+        FP8 queries are float8_e4m3fn; the weights carry h^-1/2, d^-1/2 and the FP8 scale of their query.
         """
-        q = self.wq_b(latent).float().unflatten(-1, (self.config.num_heads, self.config.head_dim))
-        q = self._rotate(q, tables)
-        w = (
-            F.linear(x.float(), self.weights_proj.weight.float())
-            * (self.config.num_heads * self.config.head_dim) ** -0.5
-        )
-        if dtype == "fp8":
-            values, scales = quantize_e4m3(hadamard(q.to(torch.bfloat16)).float(), self.config.head_dim)
-            return values.float(), w * scales.squeeze(-1)
-        return (q.to(torch.bfloat16) if dtype == "bfloat16" else q), w
+        config = self.config
+        q = self.wq_b(latent).unflatten(-1, (config.num_heads, config.head_dim))
+        w = F.linear(x.float(), self.weights_proj.weight.float()) * (config.num_heads * config.head_dim) ** -0.5
+        return index_queries(q, w, self._rope(tables), dtype)
 
-    def _rotate(self, x: torch.Tensor, tables: Tables) -> torch.Tensor:
-        """RoPE on the first rope_dim dims: the rope part comes first here, last in MLA."""
-        rope, rest = x.split((self.config.rope_dim, self.config.head_dim - self.config.rope_dim), -1)
-        return torch.cat((rotate(rope, *tables, interleaved=self.config.interleaved), rest), -1)
+    def _norm(self) -> IndexNorm:
+        return IndexNorm(self.k_norm.weight, self.k_norm.bias, self.k_norm.eps)
+
+    def _rope(self, tables: Tables) -> IndexRope:
+        return IndexRope(*tables, self.config.interleaved)

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kernels.grouped_gemm import Scales, expert_mlp
+from kernels.rms_norm import rms_norm
+from kernels.swiglu import swiglu
 from model.config import ModelConfig, MoeConfig
 
 
@@ -16,8 +18,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+    def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[n, d] or [n, h, d] -> the same in x's dtype, in `out` if given, which may be x."""
+        return rms_norm(x, self.weight, self.eps, out)
 
 
 class MLP(nn.Module):
@@ -30,8 +33,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = F.silu(self.gate_proj(x).float())
-        out: torch.Tensor = self.down_proj((gate * self.up_proj(x)).to(x.dtype))
+        out: torch.Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x), x.dtype))
         return out
 
 

@@ -7,8 +7,10 @@ import torch
 from kernels.dense_decode import dense_decode
 from kernels.dense_mla import dense_mla
 from kernels.page_slots import page_slots
+from kernels.rope import in_place, lay_rows
 from kernels.sparse_mla import sparse_mla
 from model.attention import MLA
+from model.config import ModelConfig
 from model.indexer import Tables
 from model.segment import Segment
 from model.serving.choose import choose_for_chunk, choose_for_rows
@@ -62,10 +64,10 @@ def _score_with(
     """Write the new tokens' index keys; the queries that will meet them and all earlier ones."""
     assert layer.indexer is not None and step.index_dtype is not None
     dtype = step.index_dtype
-    pages.write_index(dtype, step.slots, layer.indexer.keys(x, tables, dtype))
+    layer.indexer.write_keys(x, tables, dtype, pages.index[dtype], step.slots)
     queries, weights = layer.indexer.queries(latent, x, tables, dtype)
-    if pages.index[dtype].dtype == torch.uint8:
-        queries = queries.to(torch.float8_e4m3fn)  # they are rounded already
+    if pages.index[dtype].dtype == torch.float32:  # FP8 keys of an odd width
+        queries = queries.float()
     return Scorer(queries=queries, weights=weights, dtype=dtype, pages=pages)
 
 
@@ -112,9 +114,25 @@ def _read_all(layer: MLA, q: torch.Tensor, kv: torch.Tensor, start: int, mask: t
     step = heads_at_once(config, kv.shape[0], kv.element_size())
     for first in range(0, config.num_heads, step):
         heads = slice(first, min(first + step, config.num_heads))
-        both = (latent @ weights[heads].flatten(0, 1).T).unflatten(-1, (heads.stop - first, -1))
-        nope, values = both.split((config.nope_dim, config.v_dim), -1)
-        keys = torch.cat((nope, rope[:, None].expand(-1, heads.stop - first, -1)), -1)
+        keys, values = _expand(config, latent, rope, weights[heads])
         out[:, heads] = dense_mla(q[:, heads], keys, values, scale, start, mask, backend=backend)
-        del both, nope, keys, values  # before the next ones are made
+        del keys, values  # before the next ones are made
     return out
+
+
+def _expand(
+    config: ModelConfig, latent: torch.Tensor, rope: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [t, c], rope keys [t, r], weights [g, nope + v, c] -> keys [t, g, nope + r] and values [t, g, v]."""
+    t, g, sizes = latent.shape[0], weights.shape[0], (config.nope_dim, config.v_dim)
+    shared = rope[:, None].expand(-1, g, -1)
+    if in_place(latent):
+        keys = torch.empty(t, g, config.nope_dim + config.rope_dim, dtype=latent.dtype, device=latent.device)
+        values = torch.empty(t, g, config.v_dim, dtype=latent.dtype, device=latent.device)
+        rows, (w_uk, w_uv) = latent.expand(g, -1, -1), weights.transpose(1, 2).split(sizes, -1)
+        torch.bmm(rows, w_uk, out=keys[..., : config.nope_dim].transpose(0, 1))
+        torch.bmm(rows, w_uv, out=values.transpose(0, 1))
+        lay_rows(shared, keys[..., config.nope_dim :])
+        return keys, values
+    nope, values = (latent @ weights.flatten(0, 1).T).unflatten(-1, (g, -1)).split(sizes, -1)
+    return torch.cat((nope, shared), -1), values

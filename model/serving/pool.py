@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.fp8 import quantize_e4m3, simulate_e4m3
+from kernels.fp8 import simulate_e4m3
 from kernels.fp8_cache import PAGE, pack_rows, row_bytes, unpack_rows
 from kernels.index_scores_paged import page_bytes, read_index_pages
 from kernels.layout import KvLayout
@@ -59,19 +59,6 @@ class LayerPages:
         """The tokens of these pages [m] int64 in order, a copy: [64 m, width] in the model's dtype."""
         rows = self.latent.index_select(0, pages).flatten(0, 1)
         return unpack_rows(rows, self.layout, self.dtype) if self.packed else rows
-
-    def write_index(self, name: IndexDtype, slots: torch.Tensor, keys: torch.Tensor) -> None:
-        """Index keys [n, d] as `Indexer.keys` gives them."""
-        pages = self.index[name]
-        if pages.dtype != torch.uint8:
-            pages.flatten(0, 1).index_copy_(0, slots, keys)
-            return
-        dim = keys.shape[-1]
-        # they are rounded already, so rounding them to values and scales loses nothing
-        values, scales = quantize_e4m3(keys, dim)
-        page, place = slots // PAGE, slots % PAGE
-        pages[:, : PAGE * dim].unflatten(1, (PAGE, dim))[page, place] = values.view(torch.uint8)
-        pages[:, PAGE * dim :].view(torch.float32)[page, place] = scales.squeeze(-1)
 
     def index_keys(
         self, name: IndexDtype, pages: torch.Tensor, length: int

@@ -14,8 +14,8 @@ from tests.model.helpers import dsa_folder, llama_folder, ours
 from tests.model.test_engine import Words
 
 KERNELS = (
-    "attention_mass", "dense_prefill", "grouped_gemm", "index_scores",
-    "index_scores_paged", "page_slots", "sparse_mla", "topk",
+    "attention_mass", "dense_prefill", "grouped_gemm", "index_rows", "index_scores",
+    "index_scores_paged", "page_slots", "rms_norm", "rope", "sparse_mla", "swiglu", "topk",
 )  # fmt: skip
 FOLDERS = {"deepseek": lambda: dsa_folder("deepseek", num_hidden_layers=2), "llama": llama_folder}
 

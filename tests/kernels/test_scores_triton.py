@@ -84,7 +84,7 @@ def test_the_gluon_index_scores_keep_everything_in_registers(build, positions):
 @pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize(
     "design, launched",
-    [("persistent", 128), ("persistent, 2 x 4 queries", 168), ("halves of 2 tiles", 168), ("halves of 4 tiles", 168)],
+    [("persistent", 128), ("halves of 2 tiles", 168), ("halves of 4 tiles", 168)],
 )
 def test_persistent_index_scores_load_ahead_and_store_once_a_thread(build, positions, design, launched):
     pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")

@@ -36,9 +36,7 @@ TILES = {
     4: Tile(keys=32, columns=32, num_warps=4, num_stages=1),
 }
 TMA_TILE = Tile(keys=64, columns=128, num_warps=4, num_stages=4, tma=True)
-# FP8: pointers; keys by TMA; Gluon where it takes the shape, a program a piece of work or programs that stay
-PERSISTENT_DESIGNS = ("persistent", "halves of 2 tiles", "halves of 4 tiles")
-DESIGNS = ("loads", "tma", "hopper", *PERSISTENT_DESIGNS)
+DESIGNS = ("loads", "tma", "hopper")  # FP8: pointers; keys by TMA; Gluon, where it takes the shape
 DESIGN = "hopper"
 
 
@@ -172,16 +170,11 @@ def index_scores_triton(
     design = design or DESIGN
     if design not in DESIGNS:
         raise ValueError(f"index_scores: expected a design of {', '.join(DESIGNS)}, got {design!r}")
-    if design in ("hopper", *PERSISTENT_DESIGNS) and tile is None:
+    if design == "hopper" and tile is None:
         from kernels.index_scores_hopper import fits, index_scores_hopper
 
         if fits(q, k):
-            if design == "hopper" or w.data_ptr() % 16:
-                index_scores_hopper(q, k, w, start, k_scale, out)
-            else:
-                from kernels.index_scores_persistent import index_scores_persistent
-
-                index_scores_persistent(q, k, w, start, k_scale, out, design)
+            index_scores_hopper(q, k, w, start, k_scale, out)
             return out
     if tile is None:
         tile = TMA_TILE if design == "tma" and q.element_size() == 1 else TILES[q.element_size()]

@@ -30,6 +30,7 @@ def merge_two_kernel(
     b = tl.load(b_at, mask=whole, other=0.0)
     a_lse = tl.load(a_lse_ptr + query * a_lse_query + head * a_lse_head, mask=real, other=float("-inf"))
     b_lse = tl.load(b_lse_at, mask=real, other=float("-inf"))
+    tl.debug_barrier()  # several warps read the same log-sums: none may be replaced before all have read
     top = tl.maximum(a_lse, b_lse)
     found = top > float("-inf")
     base = tl.where(found, top, 0.0)  # -inf - -inf would be NaN

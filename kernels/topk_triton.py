@@ -63,7 +63,7 @@ DESIGNS = {
     "split": Design(fast=True, at_once=True, row=True, split=True),
     "bounded": Design(fast=True, at_once=True, row=True, split=True, bounded=True),
 }
-DESIGN = "fast_at_once"
+DESIGN = "bounded"
 
 
 @triton.jit(do_not_specialize=["num_keys", "k", "target"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from kernels.fp8_cache import PAGE
@@ -66,8 +67,9 @@ class Decoder:
         self.fits_rows = fits_rows
         self.num_rows = len(outputs.tokens)
         self.device = outputs.tokens.device
-        self.host = torch.zeros(self.num_rows, FIELDS + max_pages, dtype=torch.int32)
-        self._places = self.host.numpy()  # the same memory: numpy sets single numbers many times faster
+        # numpy: it sets single numbers many times faster, and copies on one thread. torch wakes all of them for a table
+        # of some size, which on a busy host takes longer than the step
+        self.places = np.zeros((self.num_rows, FIELDS + max_pages), dtype=np.int32)
         self._known = [0] * self.num_rows  # pages that stand in the row's table
         self._free = list(range(self.num_rows - 1, -1, -1))
         self._steps: dict[Size, Callable[[], None]] = {}  # the least recently used first
@@ -88,13 +90,13 @@ class Decoder:
         return self.enter()
 
     def leave(self, row: int) -> None:
-        self._places[row] = 0
+        self.places[row] = 0
         self._known[row] = 0
         self._free.append(row)
 
     def place(self, row: int, token: int, position: int, pages: list[int]) -> None:
         """Let a row take part in the next step: a token of its request, where it stands, and all pages up to it."""
-        mine = self._places[row]
+        mine = self.places[row]
         mine[:FIELDS] = token, position, position + 1
         known = self._known[row]
         if known < len(pages):
@@ -111,9 +113,9 @@ class Decoder:
             run = self._prepare(size)
             began = time.perf_counter()
             host, device = self._given[size]
-            host.copy_(self.host[: size[0], : FIELDS + size[1]])
+            host.numpy()[:] = self.places[: size[0], : FIELDS + size[1]]
         finally:
-            self._places[:, :FIELDS] = 0
+            self.places[:, :FIELDS] = 0
         device.copy_(host, non_blocking=True)
         run()
         tokens: list[int] = self.outputs.tokens[: size[0]].tolist()
@@ -123,7 +125,7 @@ class Decoder:
 
     def _size(self) -> Size:
         """The smallest step that holds the placed rows: all rows, unless steps fit them, and pages of the longest."""
-        lengths = self._places[:, 2]
+        lengths = self.places[:, 2]
         rows, pages = self.num_rows, FIRST_BUCKET
         if self.fits_rows:
             rows = min(rows, 1 << int(lengths.nonzero()[0].max()).bit_length())

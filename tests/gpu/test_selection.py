@@ -13,7 +13,7 @@ from kernels.index_scores_paged import (
     write_index_pages,
 )
 from kernels.index_scores_triton import DESIGNS as SCORE_DESIGNS
-from kernels.index_scores_triton import PERSISTENT_DESIGNS, index_scores_triton
+from kernels.index_scores_triton import index_scores_triton
 from kernels.topk import topk, topk_mask, topk_reference
 from kernels.topk_triton import DESIGNS as TOPK_DESIGNS
 from kernels.topk_triton import topk_triton
@@ -83,27 +83,6 @@ def test_a_score_has_the_same_bits_in_every_company_in_every_design(design):
     for rows, keys in ((slice(1, 2), 8746), (slice(17, 90), 8834), (slice(0, 256), 9000)):
         part = index_scores_triton(q[rows], k[:keys], w[rows], 8744 + rows.start, design=design)
         assert torch.equal(part, whole[rows, :keys])
-
-
-@pytest.mark.parametrize("programs", [1, 3, 132])
-@pytest.mark.parametrize("s, t", [(1, 70), (50, 9001), (301, 5000), (2000, 6000)])
-@pytest.mark.parametrize("design", PERSISTENT_DESIGNS)
-def test_persistent_index_scores_have_the_bits_of_a_program_a_piece(design, s, t, programs):
-    hopper = pytest.importorskip("kernels.index_scores_hopper", reason="this Triton has no Gluon")
-    from kernels.index_scores_persistent import index_scores_persistent
-
-    q, k, w = index_inputs(s, t, 64, 128, E4M3)
-    if not hopper.fits(q, k):
-        pytest.skip("needs a Hopper GPU and the tested release of Triton")
-    scale, anywhere = torch.rand(t, device="cuda"), torch.randint(-1, t + 100, (s,), device="cuda")
-    early = torch.arange(-3, s - 3, device="cuda").clamp(-1, t // 2)  # most keys are hidden from all queries
-    for start, k_scale in ((t - s, scale), (0, None), (anywhere, scale), (early, scale)):
-        expected = index_scores_triton(q, k, w, start, k_scale, design="hopper")
-        rows = torch.full((s + 2, -(-t // 32) * 32), float("nan"), device="cuda")
-        out = rows[1:-1, :t]
-        index_scores_persistent(q, k, w, start, k_scale, out, design, programs)
-        assert torch.equal(out, expected)
-        assert bool(rows[0].isnan().all()) and bool(rows[-1].isnan().all()) and bool(rows[:, t:].isnan().all())
 
 
 def known(scores, lengths):

@@ -1,7 +1,5 @@
 """The selection's Triton kernels without a GPU: right in the interpreter, compiled for sm_90 at full size."""
 
-import re
-
 import pytest
 import torch
 
@@ -79,42 +77,6 @@ def test_the_gluon_index_scores_keep_everything_in_registers(build, positions):
     assert "wgmma" in built.ptx and "cp.async.bulk.tensor" in built.ptx and "setmaxnreg" in built.ptx
     assert built.registers == 128  # of every warp at launch: four groups of four warps fill an SM's registers
     assert built.stack == 0
-
-
-@pytest.mark.parametrize("positions", [False, True])
-@pytest.mark.parametrize(
-    "design, launched",
-    [("persistent", 128), ("halves of 2 tiles", 168), ("halves of 4 tiles", 168)],
-)
-def test_persistent_index_scores_load_ahead_and_store_once_a_thread(build, positions, design, launched):
-    pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")
-    from triton.experimental.gluon._runtime import GluonASTSource
-
-    from kernels import index_scores_hopper
-    from kernels import index_scores_persistent as module
-
-    if not module.triton.__version__.startswith(index_scores_hopper.TESTED):
-        pytest.skip("written for another release of Gluon")
-    keys = CONTEXT - 1  # of a number of keys nothing is known; rows of scores are aligned whatever it is
-    q, k, w = empty(CHUNK, 64, 128, dtype=E4M3), empty(keys, 128, dtype=E4M3), empty(CHUNK, 64)
-    start = empty(CHUNK, dtype=I32) if positions else keys - CHUNK
-    out, scale = empty(CHUNK, CONTEXT), empty(keys)
-    launch = lambda: module.index_scores_persistent(q, k, w, start, scale, out, design)  # noqa: E731
-    built = build(module, "index_scores_persistent_kernel", launch, source=GluonASTSource)
-    groups = module.DESIGNS[design]
-    assert built.registers == launched  # of every warp at launch: what an SM has, shared among its warps
-    assert built.stack <= 16  # an address, read once a piece
-    products = groups.number * groups.queries // groups.product
-    assert built.ptx.count("cp.async.bulk.tensor.1d") == products  # weights come ahead with the queries
-    # pairs of queries, in each of two loops or in each tile of one: a score is stored by one thread, and nothing
-    # passes through shared memory
-    pairs = groups.number * groups.queries // 2 * (2 if groups.product == groups.queries else groups.tiles)
-    assert built.ptx.count("st.global.b32") == pairs + 4  # and what nobody sees of the last keys
-    assert built.ptx.count("st.global.v4") == 1  # all else that nobody sees
-    assert built.ptx.count("shfl.sync.bfly") == 3 * pairs
-    # ptxas runs a product's four steps one by one, and all products, where it does not see through their order
-    steps = re.findall(r"QGMMA.*", built._tool("nvdisasm", "-c"))
-    assert len(steps) == 4 * sum("gsb0" in step for step in steps) > 0
 
 
 def test_float32_index_scores_compile(build):

@@ -32,4 +32,4 @@ def assert_all_pages_are_free(engine):
     for lane in engine._lanes.values():
         assert lane.pages.can_take(lane.pages.capacity)
     for decoder in engine._decoders.values():
-        assert len(decoder._free) == decoder.num_rows and not decoder.host.any()
+        assert len(decoder._free) == decoder.num_rows and not decoder.places.any()

@@ -32,7 +32,7 @@ def sizes(monkeypatch):
 
     def _size(self):
         size = original(self)
-        seen.append((int((self._places[:, 2] > 0).sum()), size[0]))
+        seen.append((int((self.places[:, 2] > 0).sum()), size[0]))
         return size
 
     monkeypatch.setattr(Decoder, "_size", _size)

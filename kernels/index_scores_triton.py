@@ -37,7 +37,7 @@ TILES = {
 }
 TMA_TILE = Tile(keys=64, columns=128, num_warps=4, num_stages=4, tma=True)
 # FP8: pointers; keys by TMA; Gluon where it takes the shape, a program a piece of work or programs that stay
-PERSISTENT_DESIGNS = ("persistent", "halves of 2 tiles", "halves of 4 tiles")
+PERSISTENT_DESIGNS = ()
 DESIGNS = ("loads", "tma", "hopper", *PERSISTENT_DESIGNS)
 DESIGN = "hopper"
 

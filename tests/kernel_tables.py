@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 KERNELS = Path(__file__).resolve().parents[1] / "results" / "kernels"
-PREFILL, DECODE = KERNELS / "prefill_and_products.json", KERNELS / "decode.json"
+PREFILL, DECODE, SELECTION, PRODUCTS, STEP = (
+    KERNELS / f"{name}.json" for name in ("prefill_and_products", "decode", "selection", "products", "attention")
+)
 CONTEXTS = (8192, 32768, 65536, 131072)
-SCORES = "index_scores prefill fp8, last 4096 queries of {} keys, hopper"
-CHOICE = "topk 2048 of {}, 4096 rows, fast_at_once"
+SCORES = "index_scores prefill fp8, last 4096 queries of {} keys"
+CHOICE = "topk 2048 of {}, 4096 rows, bounded"
 SPARSE = "sparse_prefill_{} bfloat16 keys={} queries={}"
-DENSE = "dense_decode {} keys={} batch={} design: {}"
+DENSE = "dense_decode {} keys={} batch={}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +29,14 @@ class Line:
 
 
 LINES = (
-    Line(kernel="index_scores, `hopper`", shapes="8k / 32k / 64k / 128k", bar_of=", hopper",
+    Line(kernel="index_scores, `hopper`", shapes="8k / 32k / 64k / 128k", source=SELECTION,
          names=tuple(SCORES.format(keys) for keys in CONTEXTS)),
-    Line(kernel="index_scores, paged", shapes="128k, batch 1 / 64 / 128", source=DECODE,
+    Line(kernel="index_scores, paged", shapes="128k, batch 1 / 64 / 128", source=SELECTION,
          names=tuple(f"index_scores decode paged fp8, batch {batch}, 131072 keys" for batch in (1, 64, 128))),
-    Line(kernel="topk, `fast_at_once`", shapes="4,096 rows: 8k / 32k / 64k / 128k", bar_of=", fast_at_once",
+    Line(kernel="topk, `bounded`", shapes="4,096 rows: 8k / 32k / 64k / 128k", source=SELECTION, bar_of=", bounded",
          names=tuple(CHOICE.format(keys) for keys in CONTEXTS)),
-    Line(kernel="topk, `fast_at_once`", shapes="128k: 1 / 8 / 32 / 64 / 128 rows", bar_of=", fast_at_once",
-         names=tuple(f"topk 2048 of 131072, {rows} rows, fast_at_once" for rows in (1, 8, 32, 64, 128))),
+    Line(kernel="topk, `bounded`", shapes="128k: 1 / 8 / 32 / 64 / 128 rows", source=SELECTION, bar_of=", bounded",
+         names=tuple(f"topk 2048 of 131072, {rows} rows, bounded" for rows in (1, 8, 32, 64, 128))),
     Line(kernel="sparse prefill, Hopper", shapes="8k / 32k / 64k / 128k",
          names=tuple(SPARSE.format("hopper", keys, 4096) for keys in CONTEXTS)),
     Line(kernel="sparse prefill, Hopper", shapes="128 queries: 8k / 128k",
@@ -43,23 +45,25 @@ LINES = (
          names=tuple(SPARSE.format("triton", keys, 4096) for keys in CONTEXTS)),
     Line(kernel="sparse decode, bf16, `hopper`", shapes="32k, batch 1 / 8 / 32 / 64 / 128", source=DECODE,
          names=tuple(f"sparse_decode bfloat16 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
-    Line(kernel="sparse decode, FP8, `hopper half`", shapes="32k, batch 1 / 64 / 128", source=DECODE,
-         names=tuple(f"sparse_decode fp8 keys=32768 batch={batch} design: hopper half" for batch in (1, 64, 128))),
+    Line(kernel="sparse decode, FP8, `hopper half + whole blocks`", shapes="32k, batch 1 / 8 / 32 / 64 / 128",
+         source=DECODE,
+         names=tuple(f"sparse_decode fp8 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
     Line(kernel="masked prefill", shapes="4k / 8k / 12k",
          names=tuple(f"masked_prefill bfloat16 keys={keys} queries=4096" for keys in (4096, 8192, 12288))),
     Line(kernel="dense prefill, cuDNN", shapes="8k / 32k / 64k / 128k",
          names=tuple(f"dense_prefill_cudnn bfloat16 keys={keys} queries=4096" for keys in CONTEXTS)),
     Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
-         names=tuple(DENSE.format("bfloat16", keys, 64, "hopper + 1024 rows") for keys in (8192, 32768, 131072))),
+         names=tuple(DENSE.format("bfloat16", keys, 64) for keys in (8192, 32768, 131072))),
     Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 1: 8k / 128k", source=DECODE,
-         names=tuple(DENSE.format("bfloat16", keys, 1, "hopper + 1024 rows") for keys in (8192, 131072))),
-    Line(kernel="dense decode, FP8, `hopper half`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
-         names=tuple(DENSE.format("fp8", keys, 64, "hopper half") for keys in (8192, 32768, 131072))),
-    Line(kernel="FP8 cast", shapes="8,192 x 7,168", names=("fp8 cast [8192, 7168] bf16",)),
-    Line(kernel="FP8 product, `tma_wide`", shapes="8,192³", names=("fp8 block matmul 8192 x 8192 x 8192, tma_wide",)),
-    Line(kernel="experts, `tma_wide`", shapes="64 / 4,096 rows x 8 of 256",
-         names=tuple(f"expert_mlp fp8, {rows} rows x 8 of 256 experts, 7168 x 2048, tma_wide" for rows in (64, 4096))),
-    Line(kernel="attention_mass", shapes="64 queries, 128k",
+         names=tuple(DENSE.format("bfloat16", keys, 1) for keys in (8192, 131072))),
+    Line(kernel="dense decode, FP8, `hopper half + whole blocks`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
+         names=tuple(DENSE.format("fp8", keys, 64) for keys in (8192, 32768, 131072))),
+    Line(kernel="FP8 cast", shapes="8,192 x 7,168", source=PRODUCTS, names=("fp8 cast [8192, 7168] bf16",)),
+    Line(kernel="FP8 product, `tma_wide_narrow`", shapes="8,192³", source=PRODUCTS,
+         names=("fp8 block matmul 8192 x 8192 x 8192",)),
+    Line(kernel="experts, `tma_wide`", shapes="64 / 4,096 / 16,384 rows x 8 of 256", source=PRODUCTS,
+         names=tuple(f"expert_mlp fp8, {rows} rows x 8 of 256 experts, 7168 x 2048" for rows in (64, 4096, 16384))),
+    Line(kernel="attention_mass", shapes="64 queries, 128k", source=SELECTION,
          names=("attention_mass 64 queries x 128 heads, 131072 keys of 576, bf16",)),
 )  # fmt: skip
 
@@ -84,29 +88,37 @@ def bars_block() -> str:
             _ratios([row["floor_ms"] for row in found], found),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _origin()])
+    return "\n".join([*lines, "", _origin(SELECTION, DECODE, PRODUCTS, PREFILL)])
 
 
-def prefill_block() -> str:
-    """What a chunk of 4,096 queries costs at each context, beside the best peer and the floor."""
-    rows = _rows(PREFILL)
-    lines = ["| Keys | Index scores, ms | Choice of 2,048, ms | Sparse attention, ms |", "|---:|---:|---:|---:|"]
+def step_block() -> str:
+    """What a step of sparse attention costs at each context, beside our dense one and the peers' sparse one."""
+    rows = _rows(STEP)
+    steps = {
+        "4,096 queries": ("prefill_{} last 4096 of {} tokens", 2),
+        "decode, batch 64": ("decode_{} batch 64, {} tokens, bfloat16 cache", 3),
+        "decode, batch 1": ("decode_{} batch 1, {} tokens, bfloat16 cache", 3),
+    }
+    lines = [f"| Keys | {' | '.join(f'{step}, ms' for step in steps)} |", "|---:" * (len(steps) + 1) + "|"]
     for keys in CONTEXTS:
         cells = [f"{keys:,}"]
-        for name in (SCORES.format(keys), CHOICE.format(keys), SPARSE.format("hopper", keys, 4096)):
-            row = rows[name]
-            cells.append(f"**{row['ms']:.2f}** / {_peer(row):.2f} / {row['floor_ms']:.2f}")
+        for name, digits in steps.values():
+            sparse, dense = rows[name.format("sparse", keys)], rows[name.format("dense", keys)]
+            cells.append(f"**{sparse['ms']:.{digits}f}** / {dense['ms']:.{digits}f} / {_peer(sparse):.{digits}f}")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "**Ours** / best peer / floor. " + _origin()])
+    return "\n".join([*lines, "", "**Sparse** / dense / the peers' sparse. " + _origin(STEP)])
 
 
 def _rows(path: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
 
-def _origin() -> str:
-    measured = json.loads(PREFILL.read_text(encoding="utf-8"))
-    return f"{measured['device']}, commit {measured['commit'][:7]}, medians of {measured['rounds']} calls."
+def _origin(*paths: Path) -> str:
+    """Device, calls, and the commit of each file."""
+    measured = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    (device,), (rounds,) = ({record[key] for record in measured.values()} for key in ("device", "rounds"))
+    commits = [f"{record['commit'][:7]} ({name})" for name, record in measured.items()]
+    return f"{device}, medians of {rounds} calls, commit {', '.join(commits)}."
 
 
 def _peer(row: dict[str, Any]) -> float | None:

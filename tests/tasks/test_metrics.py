@@ -128,13 +128,13 @@ def test_answer_that_would_take_forever_is_different_and_the_next_one_is_judged(
 
 
 def test_boxed_answer_loads_alone_by_path():
-    metric = evaluate.load(str(METRICS / "boxed_answer.py"))
+    metric = evaluate.load(str(METRICS / "boxed_answer_metric.py"))
     scores = metric.compute(predictions=[r"\boxed{033}", r"\boxed{\frac{66}{2}}", "33"], references=["33"] * 3)
     assert scores == pytest.approx({"exact_match": 2 / 3, "math_verify_only": 1 / 3, "parsed": 2 / 3})
 
 
 def test_mmlu_pro_answer_loads_alone_by_path():
-    metric = evaluate.load(str(METRICS / "mmlu_pro_answer.py"))
+    metric = evaluate.load(str(METRICS / "mmlu_pro_answer_metric.py"))
     texts, references = ["The answer is (B).", "no idea"], ["B", "C"]
     assert metric.compute(predictions=texts, references=references) == {"exact_match": 0.5, "parsed": 0.5}
     assert metric.compute(predictions=texts, references=references, chat=True) == {"exact_match": 0.0, "parsed": 0.0}

@@ -50,7 +50,7 @@ def test_needle_match_scores_as_ruler_does(prediction, references, share, strict
 def test_needle_match_loads_alone_as_a_metric():
     import evaluate
 
-    metric = evaluate.load(str(FOLDER / "metrics" / "needle_match.py"))
+    metric = evaluate.load(str(FOLDER / "metrics" / "needle_match_metric.py"))
     found = metric.compute(predictions=[case[0] for case in CASES], references=[case[1] for case in CASES])
     assert found == {
         name: pytest.approx(sum(case[i] for case in CASES) / len(CASES))

@@ -228,7 +228,9 @@ def test_broken_files_are_named_with_their_line(data: Path, lines: list[str], me
 def test_metric_is_loadable_by_path_and_gives_reasons(data: Path, tmp_path: Path) -> None:
     import evaluate
 
-    metric = evaluate.load(str(REPOSITORY / "tasks" / "metrics" / "tool_calls.py"), cache_dir=str(tmp_path / "cache"))
+    metric = evaluate.load(
+        str(REPOSITORY / "tasks" / "metrics" / "tool_calls_metric.py"), cache_dir=str(tmp_path / "cache")
+    )
     doc = _docs(data, "prompting")["simple_python"]
     texts = [functions.doc_to_target(doc), "[tea.brew(leaf='Assam', heat='hot')]", "No."]
     scores = metric.compute(predictions=texts, references=[json.dumps(doc)] * 3)

@@ -277,7 +277,7 @@ def bench_engine(
     contexts: Annotated[
         str, typer.Option(metavar="N,N,...", help="Context lengths in tokens.")
     ] = "8192,32768,65536,131072",
-    seconds: Annotated[float, typer.Option(min=1, metavar="N", help="Start no measurement after this long.")] = 90,
+    seconds: Annotated[float, typer.Option(min=1, metavar="N", help="Start no measurement after this long.")] = 240,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON file to write as well, a table in Markdown beside it.")
     ] = None,

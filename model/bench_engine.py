@@ -55,7 +55,7 @@ def bench_engine(
     contexts: Sequence[int] = CONTEXTS,
     *,
     batches: Sequence[int] | None = None,
-    seconds: float = 90.0,
+    seconds: float = 240.0,
     folder: Path | None = None,
     dtype: str = "auto",
     cache_dtype: CacheDtype = "auto",

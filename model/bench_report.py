@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prefill and decode rates and peak memory, sparse beside dense.")
     parser.add_argument("--contexts", type=int, nargs="+", default=list(bench.CONTEXTS))
     parser.add_argument("--batches", type=int, nargs="+", default=None, help="default: 1 and what 131,072 tokens hold")
-    parser.add_argument("--seconds", type=float, default=90.0, help="start no case after this long")
+    parser.add_argument("--seconds", type=float, default=240.0, help="start no case after this long")
     parser.add_argument("--model", type=Path, default=None, help="a checkpoint; default: a random one is written")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cache", choices=("auto", "fp8"), default="auto")

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEST_SECONDS = 420  # a kernel that hangs must not take a whole lease
 TEST_PROCESSES = 8  # of GPU memory each takes a few GiB
 SILENT_SECONDS = 60  # the longest case, its inputs and its compilation included
+TOLD = 300  # characters of a line of pytest
 MAX_WORKERS = 8  # each one lost costs a start of about ten seconds
 GONE = "the GPU no longer answered"
 Tell = Callable[[str], None]
@@ -126,9 +127,11 @@ def check_tests(paths: Sequence[str], expression: str, benchmark: str) -> None:
     except subprocess.TimeoutExpired:
         raise ValueError(f"bench {benchmark}: the tests took over {TEST_SECONDS} s, nothing is timed") from None
     if done.returncode != 0:
-        lines = (done.stdout + done.stderr).splitlines()
-        told = [line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))] or lines[-1:]
-        raise ValueError(f"bench {benchmark}: the kernels' tests failed, nothing is timed: {' '.join(told[-2:])}")
+        lines = [line[:TOLD] for line in (done.stdout + done.stderr).splitlines()]
+        why = [line for line in lines if line.startswith("E  ")][:1]  # later failures may follow from the first
+        which = [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]
+        told = " ".join([*why, *which[:2]])
+        raise ValueError(f"bench {benchmark}: the kernels' tests failed, nothing is timed: {told}")
 
 
 def supervised(

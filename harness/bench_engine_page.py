@@ -20,9 +20,9 @@ def draw_rates(record: Record) -> Markup | None:
 
 
 def _points(rows: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    largest = {row["context"]: 0 for row in rows}
+    largest: dict[int, int] = {}
     for row in rows:
-        largest[row["context"]] = max(largest[row["context"]], row["batch"])
+        largest[row["context"]] = max(largest.get(row["context"], 0), row["batch"])
     for row in rows:
         if "failure" in row:
             continue

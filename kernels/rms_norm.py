@@ -25,7 +25,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
         out: where the result goes, shaped as x in x's dtype, x itself if wanted; None for a new tensor.
 
     Returns:
-        The result, in x's dtype. A row's bits depend on the row alone.
+        The result, in x's dtype. A row's bits depend on the row, and on whether the strides of x and out are multiples
+        of 16 bytes.
 
     Raises:
         ValueError: a wrong shape, dtype, device or stride.

@@ -50,9 +50,9 @@ VARIANTS = {
 # were equal), so that this variant is compared in float32 only.
 ROUNDED = [name for name in VARIANTS if name != "random"]
 CASES = [("float32", name) for name in VARIANTS] + [("bfloat16", name) for name in ROUNDED]
-# Bounds of mean and ninth decile over prompts. FP8 in bfloat16 has no decile: 0.0605 on an H100, as between a CPU's own
-# masked and gathered keys (0.047 to 0.065; 0.003 in float32): unbiased rounding, 9/10 of it on tokens below e^-5.
-# In float32 other scales or no Hadamard rotation make the decile 0.027 and more.
+# Bounds of mean and ninth decile over prompts. With FP8 in bfloat16 the CPU's own masked and gathered keys are apart by
+# 0.047 to 0.065 in the decile (0.003 in float32; unbiased rounding, 9/10 of it on tokens below e^-5), so that there the
+# GPU, which gathers, is held against the gathered form. In float32 other scales or no Hadamard rotation make it 0.027.
 NATS = {"float32": 0.01, "bfloat16": 0.05}
 
 
@@ -125,6 +125,12 @@ def mean_and_decile(values):
     return sum(values) / len(values), sorted(values)[int(0.9 * len(values)) - 1]
 
 
+def differences(first, second):
+    """Of mean log-likelihoods a token, for each prompt."""
+    means = [[sum(result.logprobs) / len(result.logprobs) for result in results] for results in (first, second)]
+    return [abs(a - b) for a, b in zip(*means, strict=True)]
+
+
 def token_errors(scored, exact):
     pairs = zip(scored, exact, strict=True)
     return [abs(a - b) for mine, theirs in pairs for a, b in zip(mine.logprobs, theirs.logprobs, strict=True)]
@@ -138,12 +144,14 @@ def test_greedy_answers_are_the_cpus_on_nine_of_ten_prompts(asked, dtype, varian
 
 
 @pytest.mark.parametrize(("dtype", "variant"), CASES)
-def test_log_likelihoods_a_token_are_the_cpus(asked, dtype, variant):
+def test_log_likelihoods_a_token_are_the_cpus(asked, engines, prompts, dtype, variant):
     on_cpu, on_gpu = (asked(device, dtype, variant)[1] for device in ("cpu", "cuda"))
-    means = [[sum(result.logprobs) / len(result.logprobs) for result in results] for results in (on_cpu, on_gpu)]
-    mean, decile = mean_and_decile([abs(a - b) for a, b in zip(*means, strict=True)])
+    mean, decile = mean_and_decile(differences(on_cpu, on_gpu))
     assert mean <= NATS[dtype]
-    assert decile <= NATS[dtype] or (dtype, variant) == ("bfloat16", "fp8")
+    if (dtype, variant) == ("bfloat16", "fp8"):
+        mean, decile = mean_and_decile(differences(gathered_scores(engines("cpu", dtype), prompts, variant), on_gpu))
+        assert mean <= NATS[dtype]
+    assert decile <= NATS[dtype]
 
 
 @pytest.mark.parametrize("variant", ROUNDED)

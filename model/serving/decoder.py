@@ -158,7 +158,7 @@ class Decoder:
         return self._steps[size]
 
     def _run(self, given: torch.Tensor) -> None:
-        rows = Rows.unpack(given, self.attention, self.index_dtype, alike=self.fits_rows)
+        rows = Rows.unpack(given, self.attention, self.index_dtype)
         logits = run_rows(self.model, rows, self.pool)
         largest = logits.amax(-1)  # NaN if there is any
         self.outputs.tokens[: len(given)].copy_(torch.where(largest.isfinite(), logits.argmax(-1), NOT_FINITE))

@@ -63,8 +63,8 @@ class Rows:
 
     ids, positions, slots: [R] int64. lengths: keys that each row sees, its own included, [R] int32. tables: page
     numbers of each request, [R, p] int32. Nothing here depends on the device's memory, so a CUDA graph can hold it.
-    like: the row whose experts each row takes, [R] int64: padding repeats a real row, so that no expert is read for it
-    alone. None lets padding choose for itself: the same ones for all of it.
+    like: the row whose experts each row takes, [R] int64: padding repeats the longest row, so no expert is read for
+    padding alone. None lets padding choose for itself.
     """
 
     attention: Attention
@@ -84,16 +84,14 @@ class Rows:
         return self.tables.shape[1] * PAGE
 
     @classmethod
-    def unpack(
-        cls, packed: torch.Tensor, attention: Attention, index_dtype: IndexDtype | None, *, alike: bool = False
-    ) -> "Rows":
-        """From one tensor [R, 3 + p] int32: id, position, length and page table of each row. alike: set `like`."""
+    def unpack(cls, packed: torch.Tensor, attention: Attention, index_dtype: IndexDtype | None) -> "Rows":
+        """From one tensor [R, 3 + p] int32: id, position, length and page table of each row."""
         ids, positions = packed[:, 0].long(), packed[:, 1].long()
         lengths, tables = packed[:, 2].contiguous(), packed[:, 3:].contiguous()
         page = tables.gather(1, (positions // PAGE)[:, None]).squeeze(1).long()
         places = torch.arange(len(ids), device=packed.device)
         slots = torch.where(lengths > 0, page * PAGE + positions % PAGE, places % PAGE)
-        like = torch.where(lengths > 0, places, lengths.argmax()) if alike else None
+        like = torch.where(lengths > 0, places, lengths.argmax())
         return cls(
             attention=attention, index_dtype=index_dtype, ids=ids, positions=positions, slots=slots, lengths=lengths,
             tables=tables, like=like,

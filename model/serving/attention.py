@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.indexer import Tables
 from model.segment import Segment
 from model.serving.choose import choose_for_chunk, choose_for_rows
-from model.serving.forms import dense_backend, gathers, heads_at_once
+from model.serving.forms import dense_backend, gathers, heads_at_once, same_form
 from model.serving.pool import LayerPages
 from model.serving.step import Chunk, Rows, Scorer, Window
 
@@ -89,17 +89,29 @@ def _window(chunk: Chunk) -> Window:
 
 def _read_chunk(layer: MLA, q: torch.Tensor, kv: torch.Tensor, chunk: Chunk) -> torch.Tensor:
     """Rotated queries [s, h, nope + rope] over cache rows [t, width] -> head outputs [s, h, v]."""
-    attention = chunk.attention
-    if attention.topk is None or chunk.stop <= attention.topk:
-        chunk.chosen = None
+    topk = chunk.attention.topk
+    if topk is None:
         return _read_all(layer, q, kv, chunk.start, None)
-    by_ids = gathers(layer, attention.topk, chunk.start, q.device)
-    if not (attention.selector == "indexer" and layer.indexer is None and chunk.chosen is not None):
-        chunk.chosen = choose_for_chunk(layer, q, kv, chunk, masked=not by_ids)
+    parts = [chunk.part(*run) for run in same_form(layer, topk, chunk.start, chunk.stop, q.device)]
+    if len(parts) == 1:
+        return _read_part(layer, q, kv, chunk, topk)
+    queries = q.split([part.length for part in parts])
+    pairs = zip(queries, parts, strict=True)
+    return torch.cat([_read_part(layer, own, kv[: part.stop], part, topk) for own, part in pairs])
+
+
+def _read_part(layer: MLA, q: torch.Tensor, kv: torch.Tensor, part: Chunk, topk: int) -> torch.Tensor:
+    """Rows of one form; kv: up to and with them."""
+    if part.stop <= topk:
+        part.chosen = None
+        return _read_all(layer, q, kv, part.start, None)
+    by_ids = gathers(layer, topk, part.start, q.device)
+    if not (part.attention.selector == "indexer" and layer.indexer is None and part.chosen is not None):
+        part.chosen = choose_for_chunk(layer, q, kv, part, masked=not by_ids)
     if not by_ids:
-        return _read_all(layer, q, kv, chunk.start, chunk.chosen)
+        return _read_all(layer, q, kv, part.start, part.chosen)
     scale = layer.config.softmax_scale
-    return layer.up_project(sparse_mla(layer.absorb(q), kv, chunk.chosen, layer.layout, scale, check_ids=False))
+    return layer.up_project(sparse_mla(layer.absorb(q), kv, part.chosen, layer.layout, scale, check_ids=False))
 
 
 def _read_all(layer: MLA, q: torch.Tensor, kv: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:

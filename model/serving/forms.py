@@ -10,6 +10,7 @@ from model.config import ModelConfig
 
 # keys and values of the MHA form that are held at a time: at 128k tokens 16 of V3.2's heads, two waves of an H100
 EXPAND_BYTES = 3 << 30
+FORM_UNIT = 2048  # every bound of the table at V3.2's k is a multiple of it
 V32_COST = (576 + 512) / (192 + 128)  # products of a gathered key over those of a masked one, at V3.2's widths
 
 
@@ -24,6 +25,18 @@ def gathers(layer: MLA, topk: int, start: int, device: torch.device) -> bool:
     gathered = (layer.layout.width + layer.layout.latent_dim) / config.groups
     masked = config.query_dim + config.v_dim
     return prefill_form(start, topk, gathered / masked / V32_COST) == "gathered"
+
+
+def same_form(layer: MLA, topk: int, start: int, stop: int, device: torch.device) -> list[tuple[int, int]]:
+    """Positions start..stop - 1 of a chunk in runs [first, end) that take one form, cut at multiples of FORM_UNIT."""
+    runs: list[tuple[int, int]] = []
+    last = None
+    while start < stop:
+        end = min(stop, (start // FORM_UNIT + 1) * FORM_UNIT)
+        form = end <= topk, gathers(layer, topk, start, device)
+        runs.append((runs.pop()[0] if form == last else start, end))
+        start, last = end, form
+    return runs
 
 
 def heads_at_once(config: ModelConfig, num_keys: int, itemsize: int) -> int:

@@ -36,6 +36,7 @@ class Chunk:
     up to the padding's end, [m] int64.
     index_dtype: precision of the index keys to write, None if nobody will ask the indexer.
     scorer, chosen: of the last layer with an indexer of its own, for the layers that share them.
+    parts: what `part` gave out, by its first position.
     """
 
     attention: Attention
@@ -50,11 +51,30 @@ class Chunk:
     probe: Probe | None = None
     scorer: Scorer | None = None
     chosen: torch.Tensor | None = None
+    parts: dict[int, "Chunk"] = dataclasses.field(default_factory=dict)
 
     @property
     def stop(self) -> int:
         """Keys that the chunk's last row sees, padding included."""
         return self.start + self.length
+
+    def part(self, start: int, stop: int) -> "Chunk":
+        """The rows at positions start..stop - 1 with this layer's scorer and what they chose last; without a probe."""
+        if (start, stop) == (self.start, self.stop):
+            return self
+        rows = slice(start - self.start, stop - self.start)
+        if start not in self.parts:
+            self.parts[start] = dataclasses.replace(
+                self, start=start, num_tokens=max(0, min(stop, self.start + self.num_tokens) - start),
+                length=stop - start, positions=self.positions[rows], slots=self.slots[rows], real=self.real[rows],
+                pages=self.pages[: -(-stop // PAGE)], probe=None, chosen=None, parts={},
+            )  # fmt: skip
+        part = self.parts[start]
+        if self.scorer is not None:
+            part.scorer = dataclasses.replace(
+                self.scorer, queries=self.scorer.queries[rows], weights=self.scorer.weights[rows]
+            )
+        return part
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

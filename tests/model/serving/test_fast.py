@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import model.serving.decoder
+import model.serving.forms
+from model.attention import MLA
 from model.checkpoint import load_model
 from model.config import read_config
 from model.errors import ModelError
@@ -14,9 +16,10 @@ from model.random_checkpoint import CONFIG
 from model.request import Attention, Probes, Sampling
 from model.serving.decoder import Decoder
 from model.serving.engine import PagedEngine
+from model.serving.forms import same_form
 from model.serving.memory import STEP_SHARE, fit_chunk, working_bytes
 from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
-from model.serving.step import Rows
+from model.serving.step import Chunk, Rows
 from tests.model.serving.helpers import FOLDERS, assert_all_pages_are_free, paged, pages_for, served
 from tests.model.test_engine import VARIANTS, Words, answers, ask, random_ids
 
@@ -113,6 +116,40 @@ def test_what_padding_chooses_changes_no_bit_of_other_rows(tiny, logits_of, monk
     monkeypatch.setattr(Rows, "unpack", classmethod(unpack))
     same_tokens(answers(paged(tiny), requests), expected)
     assert all(torch.equal(torch.stack(logits_of[seed]), steps) for seed, steps in bits.items())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_each_part_of_a_long_chunk_takes_the_form_of_its_positions(name, monkeypatch):
+    tiny = load_model(str(FOLDERS[name]()), "float32")
+    prompts = [random_ids(500), random_ids(330)]
+    requests = [
+        ask(f"{variant} {len(ids)}", ids, variant=variant, max_tokens=4)
+        for variant in served(tiny)
+        if variant != ROUNDED
+        for ids in prompts
+    ]
+    expected = answers(paged(tiny), requests)
+    monkeypatch.setattr(model.serving.forms, "FORM_UNIT", 128)
+    monkeypatch.setattr(MLA, "_gathers", lambda self, topk, position: position // 128 in (1, 3))
+    lengths: list[int] = []
+    original = Chunk.part
+
+    def part(self, start, stop):
+        lengths.append(stop - start)
+        return original(self, start, stop)
+
+    monkeypatch.setattr(Chunk, "part", part)
+    same_tokens(answers(paged(tiny, fast=True), requests), expected)
+    assert 128 in lengths and max(lengths) <= 128
+
+
+def test_parts_of_one_form_are_read_together(tiny, monkeypatch):
+    layer, cpu = tiny.layers[0].self_attn, torch.device("cpu")
+    monkeypatch.setattr(MLA, "_gathers", lambda self, topk, position: position >= 4096)
+    runs = same_form(layer, 2048, 0, 8192, cpu)
+    assert runs == [(0, 2048), (2048, 4096), (4096, 8192)]
+    assert same_form(layer, 2048, 256, 2560, cpu) == [(256, 2048), (2048, 2560)]
+    assert same_form(layer, 2048, 6144, 8192, cpu) == [(6144, 8192)]
 
 
 def test_rows_that_are_no_power_of_two_are_all_taken_at_most(tiny, sizes):

@@ -57,12 +57,12 @@ def _told(record: Mapping[str, Any], out: Path | None) -> bool:
     return failed == 0
 
 
-def bench_engine(contexts: str, seconds: float, out: Path | None) -> None:
+def bench_engine(contexts: str, seconds: float, model: str | None, out: Path | None) -> None:
     """Measure the engine row by row: each is printed, and written to `out` if asked, as it comes.
 
     Raises HarnessError for a list of lengths that cannot be read, ModelError if the engine's tests fail.
     """
-    measure_engine(_lengths(contexts), seconds, out, provenance())
+    measure_engine(_lengths(contexts), seconds, model, out, provenance())
 
 
 def _lengths(text: str) -> list[int]:

@@ -278,14 +278,17 @@ def bench_engine(
         str, typer.Option(metavar="N,N,...", help="Context lengths in tokens.")
     ] = "8192,32768,65536,131072",
     seconds: Annotated[float, typer.Option(min=1, metavar="N", help="Start no measurement after this long.")] = 240,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model or folder, also on a CPU; else V3.2's widths on a GPU.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON file to write as well, a table in Markdown beside it.")
     ] = None,
 ) -> None:
-    """Rates and memory at DeepSeek-V3.2's full width, sparse and dense, default and fast, after the engine's tests."""
+    """Prompt and answer rates and memory of the engine, sparse and dense, default and fast, after its tests."""
     from harness.bench import bench_engine as bench
 
-    bench(contexts, seconds, out)
+    bench(contexts, seconds, model, out)
 
 
 @bench_app.command("lm-eval", cls=PlainUsage)

@@ -229,12 +229,15 @@ def bench_attention(only: str, rounds: int, out: Path | None, tell: Callable[[st
 
 
 def bench_engine(
-    contexts: Sequence[int], seconds: float, out: Path | None, provenance: Mapping[str, Any]
+    contexts: Sequence[int], seconds: float, name: str | None, out: Path | None, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Rates and memory of the engine at full width as model.bench_engine gives them; ModelError if its tests fail."""
+    """Rates and memory of the engine, of a model or at full width, as model.bench_engine gives them.
+
+    Raises ModelError if its tests fail.
+    """
     from model.bench_engine import bench_engine
 
-    return bench_engine(contexts, seconds=seconds, out=out, provenance=provenance)
+    return bench_engine(contexts, seconds=seconds, name=name, out=out, provenance=provenance)
 
 
 def engine_table(record: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """`dsa-eval bench engine`: prefill, decode and memory of the engine, sparse beside dense; also a program of its own.
 
-A random FP8 checkpoint with DeepSeek-V3.2's layers goes through the same loader and engine as any other. Each case:
+A model by name, or a random FP8 checkpoint with DeepSeek-V3.2's layers through the same loader and engine: on a GPU
+the paged one, on a CPU the local one, on one thread, as a run's replica has them. Each case:
 new random prompts with an answer of one token give the prefill rate; the same prompts again, with a short and a long
 answer, give the decode rate from the difference of the two: prompts that the engine has cached then cost little.
 
@@ -24,9 +25,8 @@ from model.random_checkpoint import write_random
 from model.request import Attention, CacheDtype, Request, Result
 
 CONTEXTS = (8192, 32768, 65536, 131072)
-VARIANTS = ("sparse", "dense")
 DEFAULT, FAST = "default", "fast"  # modes: the same bits in any company, or whatever is faster
-TOKENS_AT_ONCE = 131072  # of context: the larger batch of a context has as many prompts as this holds
+TOKENS_AT_ONCE = {"cuda": 131072, "cpu": 32768}  # of context: the larger batch has as many prompts as this holds
 SHORT, LONG = 8, 72  # tokens of the two answers
 MAX_BATCH = 64
 WARM_CONTEXT = 16384
@@ -56,7 +56,7 @@ def bench_engine(
     *,
     batches: Sequence[int] | None = None,
     seconds: float = 240.0,
-    folder: Path | None = None,
+    name: str | None = None,
     dtype: str = "auto",
     cache_dtype: CacheDtype = "auto",
     device: str | None = None,
@@ -65,10 +65,11 @@ def bench_engine(
     out: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Test, write a checkpoint (or take `folder`), open it and measure every case; `out` is written row by row.
+    """Test, write a checkpoint (or take that of `name`), open it and measure every case; `out` is written row by row.
 
     Args:
         contexts: prompt lengths in tokens. batches: None is 1 and what `TOKENS_AT_ONCE` holds.
+        name: as `model: {path: …}` has it; a model without an indexer has dense rows alone.
         seconds: when this has passed since the engine was opened, the cases that are left say so in their rows.
         device: None is the GPU if there is one. scratch: where the checkpoint is written, about 17 GB at full width.
         changes: keys of config.json, for other widths. out: JSON file; the table stands beside it as Markdown.
@@ -81,36 +82,41 @@ def bench_engine(
             be opened.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu" and folder is None and not changes:
+    kind = device.partition(":")[0]
+    if kind == "cpu" and name is None and not changes:
         raise ModelError(
-            "bench engine: expected a GPU for DeepSeek-V3.2's full width, found none; "
-            "`python3 -m model.bench_engine --set hidden_size=512 …` measures smaller ones"
+            "bench engine: expected a GPU for DeepSeek-V3.2's full width, found none; `--model dsa-tiny` measures a "
+            "model that a CPU holds"
         )
-    _gate(GPU_TESTS if device.startswith("cuda") else CPU_TESTS)
+    from model.checkpoint import load_config
+
+    if name is not None:
+        load_config(name)  # a wrong name is told before the tests run
+    _gate(GPU_TESTS if kind == "cuda" else CPU_TESTS)
     report = Report(out, provenance or {})
     with tempfile.TemporaryDirectory(prefix="dsa-eval-bench-", dir=scratch) as temporary:
-        path = folder
+        path = name
         if path is None:
-            path = Path(temporary) / "checkpoint"
+            path = str(Path(temporary) / "checkpoint")
             began = time.perf_counter()
-            num_bytes = write_random(path, device=device, **(changes or {}))
+            num_bytes = write_random(Path(path), device=device, **(changes or {}))
             report.note(disk_bytes=num_bytes, write_seconds=time.perf_counter() - began)
-        from model.checkpoint import load_config
-
-        config = load_config(str(path))
-        topk = config.indexer.topk if config.indexer is not None else None
-        attentions = {
-            "sparse": Attention(topk=topk, cache_dtype=cache_dtype), "dense": Attention(cache_dtype=cache_dtype)
-        }  # fmt: skip
+        config = load_config(path)
+        attentions = {"dense": Attention(cache_dtype=cache_dtype)}
+        topk = None
+        if config.indexer is not None:
+            topk = config.indexer.topk
+            attentions = {"sparse": Attention(topk=topk, cache_dtype=cache_dtype), **attentions}
         began = time.perf_counter()
-        engines = _open(str(path), attentions, dtype, device)
+        engines = _open(path, attentions, dtype, device)
         opened = engines[DEFAULT]
         report.note(
             dtype=dtype, cache_dtype=cache_dtype, torch_device=device, rounds=ROUNDS,
             load_seconds=time.perf_counter() - began, weights=_bytes_by_dtype(opened), idle_bytes=_held_bytes(device),
-            config={"layers": config.num_layers, "hidden_size": config.hidden_size, "topk": topk},
+            model=name, config={"layers": config.num_layers, "hidden_size": config.hidden_size, "topk": topk},
         )  # fmt: skip
-        for row in measure(engines, _cases(contexts, batches, list(engines)), config.vocab_size, seconds, device):
+        cases = _cases(contexts, batches, list(engines), list(attentions), TOKENS_AT_ONCE[kind])
+        for row in measure(engines, cases, config.vocab_size, seconds, device):
             report.add(row)
     return report.content
 
@@ -132,7 +138,7 @@ def measure(
     began = time.perf_counter()
     warm = min(WARM_CONTEXT, max((case.context for case in cases), default=0))
     for mode, engine in engines.items():
-        for variant in VARIANTS:
+        for variant in dict.fromkeys(case.variant for case in cases):
             for batch in sorted({case.batch for case in cases if case.mode == mode}):
                 try:
                     _timed(engine, _requests(Case(variant, warm // batch, batch), vocab_size, -1, SHORT))
@@ -218,7 +224,9 @@ def _requests(case: Case, vocab_size: int, turn: int, max_tokens: int) -> list[R
     ]
 
 
-def _cases(contexts: Sequence[int], batches: Sequence[int] | None, modes: Sequence[str]) -> list[Case]:
+def _cases(
+    contexts: Sequence[int], batches: Sequence[int] | None, modes: Sequence[str], variants: Sequence[str], at_once: int
+) -> list[Case]:
     """The most important first, since what comes last is left out if the time is short.
 
     Single prompts, then the largest batch of each context; all of that in the default mode, then in the others; batches
@@ -226,19 +234,28 @@ def _cases(contexts: Sequence[int], batches: Sequence[int] | None, modes: Sequen
     """
     found = []
     for context in contexts:
-        own = batches or (1, max(1, min(MAX_BATCH, TOKENS_AT_ONCE // context)))
+        own = batches or (1, max(1, min(MAX_BATCH, at_once // context)))
         for batch in sorted(set(own)):
             rank = 0 if batch == 1 else 1 if batch == max(own) else 2
             found += [
                 (rank == 2, mode != DEFAULT, rank, Case(variant, context, batch, mode))
                 for mode in modes
-                for variant in VARIANTS
+                for variant in variants
             ]
     return [case for *_, case in sorted(found, key=lambda entry: entry[:3])]
 
 
 def _open(path: str, attentions: Mapping[str, Attention], dtype: str, device: str) -> dict[str, Any]:
-    """The engine by mode, the default one first; weights and pages are there once."""
+    """The engine of this device by mode, the default one first."""
+    if device == "cpu":
+        from model.engine import LocalEngine
+
+        return {DEFAULT: LocalEngine(path, attentions, dtype=dtype)}
+    return _open_paged(path, attentions, dtype, device)
+
+
+def _open_paged(path: str, attentions: Mapping[str, Attention], dtype: str, device: str) -> dict[str, Any]:
+    """Both modes of the paged engine; weights and pages are there once."""
     from model.serving.engine import PagedEngine
 
     # the fast one first: its steps need more memory beside the pages

@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=list(bench.CONTEXTS))
     parser.add_argument("--batches", type=int, nargs="+", default=None, help="default: 1 and what 131,072 tokens hold")
     parser.add_argument("--seconds", type=float, default=240.0, help="start no case after this long")
-    parser.add_argument("--model", type=Path, default=None, help="a checkpoint; default: a random one is written")
+    parser.add_argument("--model", default=None, help="name or folder; default: a random checkpoint is written")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cache", choices=("auto", "fp8"), default="auto")
     parser.add_argument("--device", default=None)
@@ -134,7 +134,7 @@ def main() -> None:
     given = parser.parse_args()
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
     bench.bench_engine(
-        given.contexts, batches=given.batches, seconds=given.seconds, folder=given.model,
+        given.contexts, batches=given.batches, seconds=given.seconds, name=given.model,
         dtype=given.dtype, cache_dtype=given.cache, device=given.device, scratch=given.scratch,
         changes={key: int(value) for key, _, value in (pair.partition("=") for pair in given.set)},
         out=given.out, provenance=provenance(given.commit),

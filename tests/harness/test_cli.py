@@ -26,7 +26,7 @@ FLAGS = {
     "convert": {"source", "destination", "--context"},
     "train": {"config", "--out", "--resume"},
     "bench attention": {"--only", "--rounds", "--out"},
-    "bench engine": {"--contexts", "--seconds", "--out"},
+    "bench engine": {"--contexts", "--seconds", "--model", "--out"},
     "bench kernels": {"--only", "--rounds", "--out"},
     "bench lm-eval": {"config", "--limit", "--batch", "--out"},
     "bench page": {"path"},

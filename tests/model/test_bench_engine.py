@@ -12,7 +12,11 @@ from model.engine import LocalEngine
 from model.errors import ModelError
 from model.random_checkpoint import write_random
 from model.request import Attention, Request, Result, Usage
+from tests.model.serving.helpers import FOLDERS
+from tests.model.test_engine import Words
 from tests.model.test_fp8 import TINY
+
+VARIANTS = ("sparse", "dense")
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +106,13 @@ def test_no_two_prompts_begin_alike_and_the_same_case_repeats_its_own():
 
 
 def test_single_prompts_come_before_batches():
-    cases = bench_engine._cases([8192, 131072], None, ["default"])
+    cases = bench_engine._cases([8192, 131072], None, ["default"], VARIANTS, 131072)
     assert [(c.batch, c.context) for c in cases[::2]] == [(1, 8192), (1, 131072), (16, 8192)]
     assert [c.variant for c in cases[:2]] == ["sparse", "dense"]
 
 
 def test_the_default_mode_comes_first_and_batches_in_between_last():
-    cases = bench_engine._cases([8192, 32768], [1, 2, 4], ["default", "fast"])[::2]
+    cases = bench_engine._cases([8192, 32768], [1, 2, 4], ["default", "fast"], VARIANTS, 131072)[::2]
     assert [(c.mode, c.batch, c.context) for c in cases] == [
         *(("default", batch, context) for batch in (1, 4) for context in (8192, 32768)),
         *(("fast", batch, context) for batch in (1, 4) for context in (8192, 32768)),
@@ -131,7 +135,7 @@ def test_a_fast_row_says_how_many_times_the_default_modes_rates_it_has(monkeypat
 
 
 def test_both_modes_share_weights_and_pages(checkpoint):
-    modes = bench_engine._open(checkpoint, {"dense": Attention()}, "fp8", "cpu")
+    modes = bench_engine._open_paged(checkpoint, {"dense": Attention()}, "fp8", "cpu")
     assert list(modes) == ["default", "fast"] and [m.fast for m in modes.values()] == [False, True]
     assert modes["default"].model is modes["fast"].model and modes["default"]._lanes is modes["fast"]._lanes
 
@@ -139,6 +143,7 @@ def test_both_modes_share_weights_and_pages(checkpoint):
 def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_engine, "_gate", lambda patterns: None)  # the tests that it runs run beside this one
     monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_engine, "_open", bench_engine._open_paged)
     out = tmp_path / "results" / "engine.json"
     bench_engine.bench_engine(
         [300], batches=[1, 2], seconds=60, dtype="fp8", device="cpu", scratch=tmp_path, changes=TINY, out=out,
@@ -155,6 +160,33 @@ def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
     assert text.startswith("one core, commit abc.")
     assert text.count("| 300 | sparse |") == 4 and "how many times as fast it then is" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"], "the checkpoint is gone"
+
+
+def test_a_model_by_name_is_measured_as_a_replica_on_the_cpu_has_it(monkeypatch, checkpoint):
+    monkeypatch.setattr(bench_engine, "_gate", lambda patterns: None)
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    opened = []
+    original = LocalEngine.run
+    monkeypatch.setattr(LocalEngine, "run", lambda self, asked: opened.append(self) or original(self, asked))
+    record = bench_engine.bench_engine([100], batches=[1], name=checkpoint, dtype="fp8", device="cpu")
+    assert opened and record["model"] == checkpoint
+    assert [(row["mode"], row["variant"], "failure" in row) for row in record["rows"]] == [
+        ("default", "sparse", False), ("default", "dense", False)
+    ]  # fmt: skip
+
+
+def test_a_model_without_an_indexer_has_dense_rows_alone(monkeypatch):
+    monkeypatch.setattr(bench_engine, "_gate", lambda patterns: None)
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr("model.engine.load_encoding", lambda *_: Words())
+    record = bench_engine.bench_engine([100], batches=[1], name=str(FOLDERS["llama"]()), dtype="float32", device="cpu")
+    assert [(row["variant"], "failure" in row) for row in record["rows"]] == [("dense", False)]
+
+
+def test_a_wrong_name_is_told_before_any_test_runs(monkeypatch):
+    monkeypatch.setattr(bench_engine, "_gate", lambda patterns: pytest.fail("the tests ran"))
+    with pytest.raises(ModelError, match="no-such-model"):
+        bench_engine.bench_engine([100], name="no-such-model", device="cpu")
 
 
 def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):

@@ -14,7 +14,7 @@ from kernels.index_scores_paged import PAGE
 from kernels.index_scores_triton import num_processors
 
 PROGRAMS_AN_SM = 4
-SHORT_RUN = 16  # pages of a program, where programs follow each other
+RUNS = {"tma_16": 16, "tma_64": 64, "tma_wave": None}  # by design, most pages of a program; None: all run at once
 STAGES = 9  # Triton halves them: ids of four pages ahead of four pages, and the one that is multiplied
 ROW_OF_SCALES = 4 * PAGE  # bytes
 
@@ -69,12 +69,9 @@ def fits(q: torch.Tensor, pages: torch.Tensor) -> bool:
 
 def index_scores_paged_tma(
     q: torch.Tensor, pages: torch.Tensor, w: torch.Tensor, tables: torch.Tensor, lengths: torch.Tensor,
-    num_keys: int, out: torch.Tensor, *, one_wave: bool,
+    num_keys: int, out: torch.Tensor, design: str,
 ) -> None:  # fmt: skip
-    """Fill out [b, num_keys] up to lengths, for checked arguments that fit. The grid depends on shapes alone.
-
-    one_wave: all programs run at once, with long shares; else those of long batches get `SHORT_RUN` pages.
-    """
+    """Fill out [b, num_keys] up to lengths, for checked arguments that fit. The grid depends on shapes alone."""
     b, h, d = q.shape
     n, stride = pages.shape[0], pages.stride(0)
     key_rows, scale_rows = stride // d, stride // ROW_OF_SCALES
@@ -82,8 +79,9 @@ def index_scores_paged_tma(
     scales = pages.as_strided(((n - 1) * scale_rows + d // 4 + 1, ROW_OF_SCALES), (ROW_OF_SCALES, 1))
     num_pages = b * triton.cdiv(num_keys, PAGE)
     programs = num_processors(q.device) * PROGRAMS_AN_SM
-    if not one_wave:
-        programs = max(programs, triton.cdiv(num_pages, SHORT_RUN))
+    run = RUNS[design]
+    if run is not None:
+        programs = max(programs, triton.cdiv(num_pages, run))
     index_scores_paged_tma_kernel[(min(programs, num_pages),)](
         q, TensorDescriptor.from_tensor(keys, [PAGE, d]),
         TensorDescriptor.from_tensor(scales.view(torch.float32), [1, PAGE]), w, tables, lengths, out,

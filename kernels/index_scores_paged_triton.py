@@ -9,15 +9,15 @@ import triton
 import triton.language as tl
 
 from kernels.index_scores_paged import PAGE
-from kernels.index_scores_paged_tma import fits, index_scores_paged_tma
+from kernels.index_scores_paged_tma import RUNS, fits, index_scores_paged_tma
 from kernels.index_scores_triton import empty_scores, num_processors
 
 PROGRAMS_AN_SM = 8
 ROUNDS = 4  # programs that follow each other on an SM: evens out their ends
 MAX_PAGES_A_PROGRAM = 32
 LAUNCH = {1: (4, 4), 2: (4, 3), 4: (8, 2)}  # warps and stages by bytes of an element
-# loads: keys by cp.async, one page ahead; ahead: keys and scales, three pages ahead; tma_runs and tma_wave: see there
-DESIGNS = ("loads", "ahead", "tma_runs", "tma_wave")
+# loads: keys by cp.async, one page ahead; ahead: keys and scales, three pages ahead; FP8 pages by TMA: see there
+DESIGNS = ("loads", "ahead", *RUNS)
 DESIGN = "loads"
 # ahead: ids of three pages before three pages and the one multiplied; shared memory holds five programs an SM
 STAGES_AHEAD, PROGRAMS_AHEAD, PAGES_AHEAD = 7, 5, 16
@@ -80,8 +80,8 @@ def index_scores_paged_triton(
     out = empty_scores(b, num_keys, q.device)
     if b == 0 or num_keys == 0:
         return out
-    if design.startswith("tma") and fits(q, pages):
-        index_scores_paged_tma(q, pages, w, tables, lengths, num_keys, out, one_wave=design == "tma_wave")
+    if design in RUNS and fits(q, pages):
+        index_scores_paged_tma(q, pages, w, tables, lengths, num_keys, out, design)
         return out
     num_pages = triton.cdiv(num_keys, PAGE)
     packed = pages.dtype == torch.uint8

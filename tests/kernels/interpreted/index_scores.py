@@ -5,7 +5,7 @@ import torch
 
 from kernels.index_scores import index_scores_reference
 from kernels.index_scores_paged import PAGE, index_scores_paged_reference, page_bytes, write_index_pages
-from kernels.index_scores_paged_tma import fits
+from kernels.index_scores_paged_tma import RUNS, fits
 from kernels.index_scores_paged_triton import DESIGNS, index_scores_paged_triton
 from kernels.index_scores_triton import Tile, index_scores_triton
 
@@ -78,7 +78,7 @@ def test_paged_scores_do_not_depend_on_who_computes_them_nor_on_rows_without_key
     monkeypatch.setattr("kernels.index_scores_paged_triton.MAX_PAGES_A_PROGRAM", 1 << 10)
     monkeypatch.setattr("kernels.index_scores_paged_triton.PROGRAMS_AHEAD", programs)
     monkeypatch.setattr("kernels.index_scores_paged_tma.PROGRAMS_AN_SM", programs)
-    monkeypatch.setattr("kernels.index_scores_paged_tma.SHORT_RUN", 2 * programs)
+    monkeypatch.setitem(RUNS, "tma_16", 2 * programs)
     actual = index_scores_paged_triton(q, pages, w, tables, lengths, 768, design)
     assert torch.equal(known(actual, lengths), known(expected, lengths))
     assert bool(known(actual, lengths)[4, :700].isfinite().all())

@@ -148,7 +148,7 @@ def test_designs_of_paged_index_scores_keep_pages_under_way(build, monkeypatch, 
     assert built.stack == 0
     programs = module.PROGRAMS_AN_SM if tma else module.PROGRAMS_AHEAD
     in_registers, in_shared = built.registers * 128 * programs <= 65_536, (built.shared + 1024) * programs <= 233_472
-    assert in_registers and in_shared or not built.pinned  # all of an SM's
+    assert (in_registers and in_shared) or not built.pinned  # all of an SM's
 
 
 @pytest.mark.parametrize("batch, heads, dim, dtype", [(64, 64, 128, BF16), (64, 4, 64, F32), (1, 64, 128, F32)])

@@ -12,6 +12,9 @@ from kernels.attention_mass import attention_mass
 from kernels.bench_case import Case, graphed
 from kernels.index_scores import index_scores
 from kernels.index_scores_paged import PAGE, index_scores_paged, page_bytes
+from kernels.index_scores_paged_triton import DESIGN as PAGED_DESIGN
+from kernels.index_scores_paged_triton import DESIGNS as PAGED_DESIGNS
+from kernels.index_scores_paged_triton import index_scores_paged_triton
 from kernels.index_scores_triton import DESIGN, DESIGNS, Tile, index_scores_triton
 from kernels.topk import topk
 from kernels.topk_triton import topk_triton
@@ -78,14 +81,11 @@ def cases() -> Iterator[Case]:
         for name in (None, "fast_at_once", "split", "bounded"):
             yield topk_case(rows, keys, peer, name)
     for (keys, batch), peer in PAGED_MS.items():
-        yield Case(
-            kernel="index_scores", shape=f"decode paged fp8, batch {batch}, {keys} keys", prepare=decode(batch, keys),
-            flops=2.0 * HEADS * DIM * batch * keys, fp8_flops=2.0 * HEADS * DIM * batch * keys,
-            num_bytes=batch * keys * 136.0, peer_ms={"DeepGEMM": peer},
-            bar_ms=batch * keys * 136.0 / 2.3e9 if (keys, batch) == (131072, 64) else None, goal_ms=peer,
-            tests="paged_index_scores", panel=f"index_scores decode, batch {batch}" if batch in (1, 64) else "",
-            series="fp8", context=keys,
-        )  # fmt: skip
+        yield paged_case(batch, keys, peer)
+    for (keys, batch), peer in PAGED_MS.items():
+        for name in PAGED_DESIGNS if keys >= 32768 else ():
+            if name != PAGED_DESIGN:
+                yield paged_case(batch, keys, peer, name)
     for queries in (16, 64):
         keys = 131072
         yield Case(
@@ -115,7 +115,22 @@ def prefill(
     return prepare
 
 
-def decode(batch: int, keys: int) -> Callable[[], Callable[[], object]]:
+def paged_case(batch: int, keys: int, peer: float, design: str | None = None) -> Case:
+    """design: None for the one in use."""
+    flops, num_bytes = 2.0 * HEADS * DIM * batch * keys, batch * keys * 136.0
+    return Case(
+        kernel="index_scores",
+        shape=f"decode paged fp8, batch {batch}, {keys} keys" + (f", design: {design}" if design else ""),
+        prepare=decode(batch, keys, design), flops=flops, fp8_flops=flops, num_bytes=num_bytes,
+        peer_ms={"DeepGEMM": peer}, goal_ms=peer,
+        bar_ms=num_bytes / 2.3e9 if (keys, batch) == (131072, 64) and not design else None,
+        tests=f"scored_by_design and {design}" if design else "paged_index_scores",
+        panel=f"index_scores decode, batch {batch}" if batch in (1, 64) and not design else "", series="fp8",
+        context=keys,
+    )  # fmt: skip
+
+
+def decode(batch: int, keys: int, design: str | None = None) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         num_pages = batch * keys // PAGE
         pages = torch.empty(num_pages, page_bytes(DIM), dtype=torch.uint8, device="cuda")
@@ -124,7 +139,9 @@ def decode(batch: int, keys: int) -> Callable[[], Callable[[], object]]:
         tables = torch.randperm(num_pages, device="cuda").view(batch, -1).to(torch.int32)
         q, w = torch.randn(batch, HEADS, DIM, device="cuda").to(E4M3), torch.randn(batch, HEADS, device="cuda")
         lengths = torch.full((batch,), keys, dtype=torch.int32, device="cuda")
-        return graphed(lambda: index_scores_paged(q, pages, w, tables, lengths, keys))
+        if design is None:
+            return graphed(lambda: index_scores_paged(q, pages, w, tables, lengths, keys))
+        return graphed(lambda: index_scores_paged_triton(q, pages, w, tables, lengths, keys, design))
 
     return prepare
 

@@ -9,12 +9,18 @@ import triton
 import triton.language as tl
 
 from kernels.index_scores_paged import PAGE
+from kernels.index_scores_paged_tma import RUNS, fits, index_scores_paged_tma
 from kernels.index_scores_triton import empty_scores, num_processors
 
 PROGRAMS_AN_SM = 8
 ROUNDS = 4  # programs that follow each other on an SM: evens out their ends
 MAX_PAGES_A_PROGRAM = 32
 LAUNCH = {1: (4, 4), 2: (4, 3), 4: (8, 2)}  # warps and stages by bytes of an element
+# loads: keys by cp.async, one page ahead; ahead: keys and scales, three pages ahead; FP8 pages by TMA: see there
+DESIGNS = ("loads", "ahead", *RUNS)
+DESIGN = "loads"
+# ahead: ids of three pages before three pages and the one multiplied; shared memory holds five programs an SM
+STAGES_AHEAD, PROGRAMS_AHEAD, PAGES_AHEAD = 7, 5, 16
 
 
 @triton.jit(do_not_specialize=["num_sequences", "num_keys", "programs"])
@@ -22,7 +28,7 @@ def index_scores_paged_kernel(
     q_ptr, values_ptr, scales_ptr, w_ptr, tables_ptr, lengths_ptr, out_ptr,
     num_sequences, num_keys, programs, page_stride, table_stride, out_stride,
     SCALED: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
-    SEQUENCES: tl.constexpr, PAGE: tl.constexpr,
+    SEQUENCES: tl.constexpr, PAGE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     # one program: one sequence, a run of its pages; `programs` runs would do if none had to end with its sequence
     every = tl.arange(0, SEQUENCES)
@@ -44,10 +50,12 @@ def index_scores_paged_kernel(
         table = tables_ptr + sequence * table_stride
         row_out = out_ptr + sequence * out_stride
         place = tl.arange(0, PAGE)
-        for page in range(first, tl.minimum(first + run, tl.cdiv(length, PAGE))):
+        inner = (dims < DIM)[None, :]
+        for page in tl.range(first, tl.minimum(first + run, tl.cdiv(length, PAGE)), num_stages=AHEAD):
             base = tl.load(table + page).to(tl.int64) * page_stride
-            k = tl.load(values_ptr + base + place[:, None] * DIM + dims[None, :], mask=(dims < DIM)[None, :], other=0.0)
-            if SCALED:  # asked for before the product, which hides the wait
+            keys = values_ptr + base + place[:, None] * DIM + dims[None, :]
+            k = tl.load(keys, mask=inner, other=0.0)
+            if SCALED:  # asked for before the product, which hides the wait; with AHEAD as early as the keys
                 scale = tl.load(scales_ptr + base // 4 + place)
             dots = tl.dot(k, tl.trans(q), input_precision="tf32x3")  # [t, h]
             scores = tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1)
@@ -58,16 +66,28 @@ def index_scores_paged_kernel(
 
 
 def index_scores_paged_triton(
-    q: torch.Tensor, pages: torch.Tensor, w: torch.Tensor, tables: torch.Tensor, lengths: torch.Tensor, num_keys: int
-) -> torch.Tensor:
-    """As `kernels.index_scores_paged.index_scores_paged`, for checked arguments. The grid depends on shapes alone."""
+    q: torch.Tensor, pages: torch.Tensor, w: torch.Tensor, tables: torch.Tensor, lengths: torch.Tensor, num_keys: int,
+    design: str | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """As `kernels.index_scores_paged.index_scores_paged`, for checked arguments. The grid depends on shapes alone.
+
+    design: one of `DESIGNS`, None is the one in use; pages that TMA cannot take are loaded.
+    """
+    design = design or DESIGN
+    if design not in DESIGNS:
+        raise ValueError(f"index_scores_paged: expected a design of {', '.join(DESIGNS)}, got {design!r}")
     b, h, d = q.shape
     out = empty_scores(b, num_keys, q.device)
     if b == 0 or num_keys == 0:
         return out
+    if design in RUNS and fits(q, pages):
+        index_scores_paged_tma(q, pages, w, tables, lengths, num_keys, out, design)
+        return out
     num_pages = triton.cdiv(num_keys, PAGE)
-    programs = max(num_processors(q.device) * PROGRAMS_AN_SM * ROUNDS, triton.cdiv(b * num_pages, MAX_PAGES_A_PROGRAM))
     packed = pages.dtype == torch.uint8
+    ahead = design == "ahead" and packed
+    an_sm, most = (PROGRAMS_AHEAD, PAGES_AHEAD) if ahead else (PROGRAMS_AN_SM * ROUNDS, MAX_PAGES_A_PROGRAM)
+    programs = max(num_processors(q.device) * an_sm, triton.cdiv(b * num_pages, most))
     num_warps, num_stages = LAUNCH[q.element_size()]
     values, scales = pages, w
     if packed:
@@ -76,6 +96,7 @@ def index_scores_paged_triton(
         q, values, scales, w, tables, lengths, out,
         b, num_keys, programs, pages.stride(0), tables.stride(0), out.stride(0), SCALED=packed,
         HEADS=h, DIM=d, BLOCK_H=max(16, triton.next_power_of_2(h)), BLOCK_D=max(32, triton.next_power_of_2(d)),
-        SEQUENCES=triton.next_power_of_2(b), PAGE=PAGE, num_warps=num_warps, num_stages=num_stages,
+        SEQUENCES=triton.next_power_of_2(b), PAGE=PAGE, AHEAD=STAGES_AHEAD if ahead else None,
+        num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return out

@@ -12,6 +12,8 @@ from kernels.index_scores_paged import (
     page_bytes,
     write_index_pages,
 )
+from kernels.index_scores_paged_triton import DESIGNS as PAGED_DESIGNS
+from kernels.index_scores_paged_triton import index_scores_paged_triton
 from kernels.index_scores_triton import DESIGNS as SCORE_DESIGNS
 from kernels.index_scores_triton import index_scores_triton
 from kernels.topk import topk, topk_mask, topk_reference
@@ -106,6 +108,70 @@ def test_paged_index_scores_match_the_reference(h, d):
     assert relative_error(actual, expected) < SUMS[E4M3]
     alone = index_scores_paged(*(x[4:5] if i != 1 else x for i, x in enumerate(on_gpu)), 5001)
     assert torch.equal(alone[0, :4097], actual[4, :4097])
+
+
+def paged_inputs(h, d, lengths, pages_each, gap=0):
+    """q, pages, w, tables, lengths; pages lie gap bytes apart, and tables name none of them behind a length."""
+    b, num_pages = len(lengths), len(lengths) * pages_each
+    pages = torch.zeros(num_pages, page_bytes(d), dtype=torch.uint8)
+    slots = torch.arange(num_pages * PAGE)
+    write_index_pages(pages, slots, torch.randn(len(slots), d).to(E4M3), torch.rand(len(slots)))
+    apart = torch.full((num_pages, page_bytes(d) + gap), 0x7F, dtype=torch.uint8)  # NaN
+    apart[:, : page_bytes(d)] = pages
+    lengths = torch.tensor(lengths, dtype=torch.int32)
+    tables = torch.randperm(num_pages).view(b, pages_each)
+    tables = torch.where(torch.arange(pages_each) * PAGE < lengths[:, None], tables, 1 << 30).to(torch.int32)
+    return torch.randn(b, h, d).to(E4M3), apart[:, : page_bytes(d)], torch.randn(b, h), tables, lengths
+
+
+def on_gpu(q, pages, w, tables, lengths):
+    """The same there; strides of pages stay."""
+    width = pages.shape[1]
+    base = pages.as_strided((pages.shape[0], pages.stride(0)), (pages.stride(0), 1)).cuda()
+    return q.cuda(), base[:, :width], w.cuda(), tables.cuda(), lengths.cuda()
+
+
+@pytest.mark.parametrize("design", PAGED_DESIGNS)
+@pytest.mark.parametrize("h, d, gap", [(64, 128, 0), (64, 128, 512), (32, 128, 16), (5, 64, 0)])
+def test_pages_scored_by_design_match_the_reference_and_nothing_is_written_behind_a_length(
+    monkeypatch, design, h, d, gap
+):
+    def nans(s, t, device):
+        return torch.full((s, -(-t // 32) * 32), float("nan"), device=device)[:, :t]
+
+    monkeypatch.setattr("kernels.index_scores_paged_triton.empty_scores", nans)
+    inputs = paged_inputs(h, d, [5000, 0, 64, 1, 4097, 65, 0], 79, gap)
+    lengths = inputs[-1]
+    q, pages, w, tables, on_device = on_gpu(*inputs)
+    for num_keys in (5000, 5001, 79 * PAGE):
+        expected = index_scores_paged_reference(*inputs, num_keys)
+        scores = index_scores_paged_triton(q, pages, w, tables, on_device, num_keys, design)
+        assert relative_error(known(scores, lengths), expected) < SUMS[E4M3]
+        behind = torch.arange(num_keys) >= lengths[:, None]
+        assert bool(scores.cpu()[behind].isnan().all())
+    alone = index_scores_paged_triton(q[4:5], pages, w[4:5], tables[4:5], on_device[4:5], 5001, design)
+    assert torch.equal(alone[0, :4097], scores[4, :4097])
+
+
+@pytest.mark.parametrize("design", PAGED_DESIGNS)
+@pytest.mark.parametrize("batch, length", [(1, 131_072), (3, 40_000), (64, 9000), (128, 3000)])
+def test_pages_scored_by_design_are_right_where_programs_fill_the_machine(design, batch, length):
+    lengths = [length - 37 * i % length if i % 5 != 1 else 0 for i in range(batch)]
+    inputs = paged_inputs(64, 128, lengths, -(-length // PAGE))
+    scores = index_scores_paged_triton(*on_gpu(*inputs), length, design)
+    expected = index_scores_paged_reference(*inputs, length)
+    assert relative_error(known(scores, inputs[-1]), expected) < SUMS[E4M3]
+    for _ in range(3):
+        again = index_scores_paged_triton(*on_gpu(*inputs), length, design)
+        assert torch.equal(known(again, inputs[-1]), known(scores, inputs[-1]))
+
+
+@pytest.mark.parametrize("design", PAGED_DESIGNS)
+def test_every_design_gives_the_default_scores_bit_by_bit(design):
+    inputs = paged_inputs(64, 128, [20_000, 0, 64, 1, 4097, 65], 313)
+    there = on_gpu(*inputs)
+    scores = [known(index_scores_paged_triton(*there, 20_001, name), inputs[-1]) for name in (design, None)]
+    assert torch.equal(*scores)
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])

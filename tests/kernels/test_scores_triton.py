@@ -126,6 +126,31 @@ def test_paged_index_scores_multiply_on_tensor_cores(build, monkeypatch, batch, 
     assert "cp.async" in built.ptx
 
 
+@pytest.mark.parametrize("batch", [1, 64, 128])
+@pytest.mark.parametrize(
+    "design, copy", [("ahead", "cp.async.cg"), ("tma_16", "bulk.tensor"), ("tma_wave", "bulk.tensor")]
+)
+def test_designs_of_paged_index_scores_keep_pages_under_way(build, monkeypatch, batch, design, copy):
+    from kernels import index_scores_paged_tma, index_scores_paged_triton
+    from kernels.index_scores_paged import PAGE, page_bytes
+
+    tma = design.startswith("tma")
+    module = index_scores_paged_tma if tma else index_scores_paged_triton
+    monkeypatch.setattr(module, "num_processors", lambda device: 132)
+    q, w, lengths = empty(batch, 64, 128, dtype=E4M3), empty(batch, 64), empty(batch, dtype=I32)
+    pages, tables = empty(5000, page_bytes(128), dtype=torch.uint8), empty(batch, CONTEXT // PAGE, dtype=I32)
+    built = build(
+        module,
+        "index_scores_paged_tma_kernel" if tma else "index_scores_paged_kernel",
+        lambda: index_scores_paged_triton.index_scores_paged_triton(q, pages, w, tables, lengths, CONTEXT, design),
+    )
+    assert "wgmma" in built.ptx and copy in built.ptx
+    assert built.stack == 0
+    programs = module.PROGRAMS_AN_SM if tma else module.PROGRAMS_AHEAD
+    in_registers, in_shared = built.registers * 128 * programs <= 65_536, (built.shared + 1024) * programs <= 233_472
+    assert (in_registers and in_shared) or not built.pinned  # all of an SM's
+
+
 @pytest.mark.parametrize("batch, heads, dim, dtype", [(64, 64, 128, BF16), (64, 4, 64, F32), (1, 64, 128, F32)])
 def test_paged_index_scores_of_plain_keys_compile(build, monkeypatch, batch, heads, dim, dtype):
     from kernels import index_scores_paged_triton as module

@@ -5,7 +5,8 @@ import torch
 
 from kernels.index_scores import index_scores_reference
 from kernels.index_scores_paged import PAGE, index_scores_paged_reference, page_bytes, write_index_pages
-from kernels.index_scores_paged_triton import index_scores_paged_triton
+from kernels.index_scores_paged_tma import RUNS, fits
+from kernels.index_scores_paged_triton import DESIGNS, index_scores_paged_triton
 from kernels.index_scores_triton import Tile, index_scores_triton
 
 
@@ -52,19 +53,21 @@ def test_several_ranges_of_keys_and_other_tiles_score_alike():
     torch.testing.assert_close(scores, other, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("h, d", [(64, 128), (5, 32)])
-def test_paged_scores_match_the_reference(h, d):
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("h, d", [(64, 128), (5, 32), (3, 48)])
+def test_paged_scores_match_the_reference(h, d, design):
     lengths = torch.tensor([130, 0, 64, 1, 200], dtype=torch.int32)
     pages, tables = filled_pages(20, d, 5, 4)
     q, w = torch.randn(5, h, d).to(torch.float8_e4m3fn), torch.randn(5, h)
     for num_keys in (200, 201, 256):
         expected = index_scores_paged_reference(q, pages, w, tables, lengths, num_keys)
-        actual = index_scores_paged_triton(q, pages, w, tables, lengths, num_keys)
+        actual = index_scores_paged_triton(q, pages, w, tables, lengths, num_keys, design)
         torch.testing.assert_close(known(actual, lengths), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("programs", [1, 2, 3, 8])
-def test_paged_scores_do_not_depend_on_who_computes_them_nor_on_rows_without_keys(monkeypatch, programs):
+def test_paged_scores_do_not_depend_on_who_computes_them_nor_on_rows_without_keys(monkeypatch, programs, design):
     lengths = torch.tensor([0, 130, 0, 0, 700, 1, 0], dtype=torch.int32)
     pages, tables = filled_pages(84, 32, 7, 12)
     q, w = torch.randn(7, 5, 32).to(torch.float8_e4m3fn), torch.randn(7, 5)
@@ -73,9 +76,42 @@ def test_paged_scores_do_not_depend_on_who_computes_them_nor_on_rows_without_key
     monkeypatch.setattr("kernels.index_scores_paged_triton.PROGRAMS_AN_SM", programs)
     monkeypatch.setattr("kernels.index_scores_paged_triton.ROUNDS", 1)
     monkeypatch.setattr("kernels.index_scores_paged_triton.MAX_PAGES_A_PROGRAM", 1 << 10)
-    actual = index_scores_paged_triton(q, pages, w, tables, lengths, 768)
+    monkeypatch.setattr("kernels.index_scores_paged_triton.PROGRAMS_AHEAD", programs)
+    monkeypatch.setattr("kernels.index_scores_paged_tma.PROGRAMS_AN_SM", programs)
+    monkeypatch.setitem(RUNS, "tma_16", 2 * programs)
+    actual = index_scores_paged_triton(q, pages, w, tables, lengths, 768, design)
     assert torch.equal(known(actual, lengths), known(expected, lengths))
     assert bool(known(actual, lengths)[4, :700].isfinite().all())
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_nothing_is_written_behind_a_length_and_strided_pages_are_read(monkeypatch, design):
+    lengths = torch.tensor([70, 0, 129, 64], dtype=torch.int32)
+    pages, tables = filled_pages(12, 64, 4, 3)
+    q, w = torch.randn(4, 9, 64).to(torch.float8_e4m3fn), torch.randn(4, 9)
+    expected = index_scores_paged_reference(q, pages, w, tables, lengths, 192)
+    for gap in (0, 16, 256, 512):  # TMA takes gaps of whole rows of scales, others are loaded
+        apart = torch.zeros(12, pages.shape[1] + gap, dtype=torch.uint8)[:, : pages.shape[1]].copy_(pages)
+        out = torch.full((4, 192), 7.0)
+        monkeypatch.setattr("kernels.index_scores_paged_triton.empty_scores", lambda *_, out=out: out)
+        index_scores_paged_triton(q, apart, w, tables, lengths, 192, design)
+        torch.testing.assert_close(known(out, lengths), expected, rtol=1e-5, atol=1e-4)
+        assert bool((out[expected.isneginf()] == 7).all())
+
+
+def test_pages_are_taken_by_tma_where_they_are_whole_rows():
+    q, pages = torch.zeros(2, 4, 128).to(torch.float8_e4m3fn), torch.zeros(3, page_bytes(128) + 256, dtype=torch.uint8)
+    assert fits(q, pages) and fits(q, pages[:, : page_bytes(128)])
+    assert not fits(q, pages[:, 16:].contiguous())
+    assert not fits(q[..., :48], torch.zeros(3, page_bytes(48), dtype=torch.uint8))
+    assert not fits(q, torch.zeros(0, page_bytes(128), dtype=torch.uint8))
+
+
+def test_an_unknown_design_of_paged_scores_is_refused():
+    pages, tables = filled_pages(1, 32, 1, 1)
+    q, w, lengths = torch.zeros(1, 4, 32).to(torch.float8_e4m3fn), torch.zeros(1, 4), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"index_scores_paged: expected a design of loads, .* got 'fastest'"):
+        index_scores_paged_triton(q, pages, w, tables, lengths, 64, "fastest")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

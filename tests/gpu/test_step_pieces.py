@@ -127,7 +127,7 @@ def test_pieces_that_overlap_give_a_prompts_outputs_the_bits_of_in_turn(design, 
         assert torch.equal(call(), expected)
 
 
-@pytest.mark.parametrize("keys, batch", [(5000, 64), (20_000, 64), (9000, 33), (9000, 2), (9000, 1)])
+@pytest.mark.parametrize("keys, batch", [(5000, 64), (20_000, 33)])
 @pytest.mark.parametrize("dtype", ["fp8", "bfloat16"])
 @pytest.mark.parametrize("design", OVERLAPPED)
 def test_pieces_that_overlap_give_a_batchs_outputs_the_bits_of_in_turn(design, dtype, keys, batch):

@@ -16,6 +16,7 @@ from kernels.bench_step import bench_attention, judge_bars, judge_forms
 from kernels.bench_step_calls import dense_prompt, prompt_by_form, sparse_prompt
 from kernels.bench_step_rows import BATCHES, CONTEXTS, FORM_CONTEXTS, _selected_flops, steps
 from kernels.prefill_form import FORMS, MASKED_UNTIL, prefill_form
+from kernels.selection_step import DESIGNS
 
 SMALL = {"heads": 2, "k": 16, "device": "cpu"}
 
@@ -33,7 +34,7 @@ def test_every_row_has_a_name_of_its_own_and_says_what_it_must_do():
 
 def test_all_shapes_of_the_plan_are_there_and_the_bars_stand_on_their_rows():
     every = list(steps())
-    decode = {(case.context, case.panel, case.series) for case in every if case.kernel.startswith("decode")}
+    decode = {(case.context, case.panel, case.series) for case in every if case.panel.startswith("decode")}
     assert len(decode) == len(CONTEXTS) * len(BATCHES) * 4  # two sides, two caches
     assert {case.context for case in every if case.kernel == "prefill_sparse"} == set(CONTEXTS)
     assert {case.context for case in every if case.kernel == "prompt_dense"} >= set(CONTEXTS)
@@ -42,6 +43,15 @@ def test_all_shapes_of_the_plan_are_there_and_the_bars_stand_on_their_rows():
         (32768, 0.37, 0.24), (32768, 0.37, 0.24), (32768, 8.0, 6.0),
         (131072, 0.8, 0.55), (131072, 0.8, 0.55), (131072, 18.0, 14.0),
     ]  # fmt: skip
+
+
+def test_the_steps_of_the_bars_are_there_in_every_design_and_stand_on_the_same_work():
+    every = {case.name: case for case in steps()}
+    for bar in [case for case in every.values() if case.bar_ms]:
+        for design in DESIGNS:
+            case = every[f"{bar.name}, design: {design}"]
+            assert (case.flops, case.num_bytes, case.bar_ms) == (bar.flops, bar.num_bytes, None)
+            assert case.prepare.keywords.get("design") == design or case.prepare.args[-1] == design
 
 
 def test_peers_are_known_for_every_shape_and_goals_lie_below_bars():

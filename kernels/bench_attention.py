@@ -28,6 +28,7 @@ from kernels.dense_mla import dense_mla
 from kernels.dense_prefill import CudnnDesign, PrefillBackend, causal_by_cudnn
 from kernels.fp8_cache import PAGE, pack_rows, row_bytes
 from kernels.layout import KvLayout
+from kernels.prefill_designs import PREFILL_DESIGNS
 from kernels.sparse_mla import Backend, sparse_mla
 from kernels.topk import mask_to_ids
 
@@ -84,21 +85,40 @@ def _sparse_prefill() -> Iterator[Case]:
     for keys in PREFILL_PEERS:
         for backend in ("hopper", "triton"):
             yield _prefill_case(keys, QUERIES, backend, PREFILL_PEERS[keys])
+        for name in PREFILL_DESIGNS:
+            yield _prefill_case(keys, QUERIES, "triton", PREFILL_PEERS[keys], name)
     for (keys, queries), ms in SMALL_LAUNCH_PEERS.items():
         yield _prefill_case(keys, queries, "hopper", {"FlashMLA": ms})
 
 
-def _prefill_case(keys: int, queries: int, backend: Backend, peers: Mapping[str, float | None]) -> Case:
+def _prefill_case(
+    keys: int, queries: int, backend: Backend, peers: Mapping[str, float | None], name: str | None = None
+) -> Case:
     def build() -> Call:
         q, kv, ids = normal(queries, HEADS, V32.width), normal(keys, V32.width), causal_ids(queries, keys, TOPK)
+        if name is not None:
+            return _prefill_design(q, kv, ids, name)
         return lambda: sparse_mla(q, kv, ids, V32, SCALE, check_ids=False, backend=backend)
 
     # every row is read once at least, whatever the selection; q in, out and ids
     moved = 2 * (keys * V32.width + queries * HEADS * (V32.width + V32.latent_dim)) + 4 * queries * TOPK
     flops = sparse_flops(queries, HEADS, TOPK)
     return make_case(
-        f"sparse_prefill_{backend}", {"keys": keys, "queries": queries}, "bfloat16", flops, moved, peers, build
+        f"sparse_prefill_{backend}", {"keys": keys, "queries": queries}, "bfloat16", flops, moved, peers, build, name
     )
+
+
+def _prefill_design(q: torch.Tensor, kv: torch.Tensor, ids: torch.Tensor, name: str) -> Call:
+    """The Triton kernel in one of its prefill designs, with the allocations of `sparse_mla`."""
+    from kernels.sparse_prefill_triton import sparse_prefill
+
+    def call() -> torch.Tensor:
+        out = torch.empty(*q.shape[:2], V32.latent_dim, dtype=q.dtype, device=q.device)
+        lse = torch.empty(q.shape[:2], device=q.device)
+        sparse_prefill(q, kv, ids, None, V32, SCALE, out, lse, PREFILL_DESIGNS[name])
+        return out
+
+    return call
 
 
 def _sparse_decode() -> Iterator[Case]:

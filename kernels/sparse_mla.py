@@ -199,6 +199,7 @@ def resolve_backend(
 
 def gpu_kernel(backend: Backend, kv: torch.Tensor) -> Callable[..., None]:
     """The launcher of a GPU backend for a plain or an FP8 cache; arguments as `sparse_mla_triton.latent_attention`."""
+    launch: Callable[..., None]
     if backend == "triton":
         from kernels.sparse_mla_triton import latent_attention as launch
     elif kv.dtype == torch.uint8:

@@ -12,6 +12,7 @@ from kernels.dense_decode import dense_decode, dense_decode_reference
 from kernels.fp8_cache import pack_rows, unpack_rows
 from kernels.layout import KvLayout
 from kernels.page_slots import page_slots, page_slots_reference
+from kernels.prefill_designs import PREFILL_DESIGNS
 from kernels.sparse_mla import choose_backend, gpu_kernel, sparse_mla, sparse_mla_lse, sparse_mla_reference
 
 # largest ||out - reference|| / ||reference||. Half precision: weights and result are rounded once each; the field's
@@ -25,6 +26,7 @@ SMOLLM = KvLayout(absorbed=False, groups=3, latent_dim=192, rope_dim=192)
 BF16 = torch.bfloat16
 DESIGNS = [(False, design) for design in BF16_DESIGNS.values()] + [(True, design) for design in FP8_DESIGNS.values()]
 NAMES = [f"bf16 {name}" for name in BF16_DESIGNS] + [f"fp8 {name}" for name in FP8_DESIGNS]
+each_prefill = pytest.mark.parametrize("prefill", PREFILL_DESIGNS.values(), ids=PREFILL_DESIGNS)
 each_design = pytest.mark.parametrize("fp8, design", DESIGNS, ids=NAMES)
 
 
@@ -87,6 +89,51 @@ def test_full_width_prefill_masks_padding_and_lengths(backend, heads, k, fp8):
     lengths = torch.tensor([k, k, k, k, max(1, k - 7), 0], dtype=torch.int32, device="cuda")
     read = torch.where(torch.arange(k, device="cuda")[None, :] < lengths[:, None], ids, -1)
     assert_close(launch(backend, q, rows, ids, lengths, V32), sparse_mla_reference(q, kv, read, V32, 0.1), BF16)
+
+
+@each_prefill
+@pytest.mark.parametrize("k", [1, 63, 129, 2048])
+def test_every_design_of_full_width_prefill_masks_padding_and_lengths(prefill, k):
+    kv, q, ids = normal(4000, 576), query(V32, 6, 128), choose(6, k, 4000)
+    kv[0] = float("nan")
+    ids[1, k // 2 :] = -1
+    ids[2] = -1
+    ids[3, torch.rand(k, device="cuda") < 0.5] = -1  # padding anywhere
+    lengths = torch.tensor([k, k, k, k, max(1, k - 7), 0], dtype=torch.int32, device="cuda")
+    read = torch.where(torch.arange(k, device="cuda")[None, :] < lengths[:, None], ids, -1)
+    expected = sparse_mla_reference(q, kv, read, V32, 0.1)
+    assert_close(launch("triton", q, kv, ids, lengths, V32, prefill=prefill), expected, BF16)
+    wild = torch.where(read < 0, 4000, read)  # outside of the cache: as if not there
+    assert_close(launch("triton", q, kv, wild, None, V32, prefill=prefill), expected, BF16)
+
+
+@each_prefill
+@pytest.mark.parametrize("heads, dtype", [(8, BF16), (128, BF16), (80, torch.float16), (72, torch.float32)], ids=str)
+def test_every_design_of_full_width_prefill_takes_every_dtype_and_passes_nan_on(prefill, heads, dtype):
+    kv, q, ids = normal(700, 576, dtype=dtype), query(V32, 3, heads, dtype), choose(3, 130, 700)
+    expected = sparse_mla_reference(q, kv, ids, V32, 0.1)
+    assert_close(launch("triton", q, kv, ids, None, V32, prefill=prefill), expected, dtype)
+    q[1, 6, 7] = float("nan")
+    out, lse = launch("triton", q, kv, ids, None, V32, prefill=prefill)
+    assert bool(out[1, 6].isnan().all()) and bool(lse[1, 6].isnan())
+    assert bool(out[0].isfinite().all()) and bool(out[1, 7].isfinite().all())
+
+
+@each_prefill
+def test_every_design_of_full_width_prefill_gives_the_same_bits_alone_and_again(prefill):
+    kv, q, ids = normal(140_000, 576), query(V32, 300, 128), choose(300, 2048, 140_000)
+    whole = launch("triton", q, kv, ids, None, V32, prefill=prefill)
+    assert_close(
+        (whole[0][[0, 299]], whole[1][[0, 299]]),
+        sparse_mla_reference(q[[0, 299]], kv, ids[[0, 299]], V32, 0.1),
+        BF16,
+    )
+    for _ in range(3):
+        again = launch("triton", q, kv, ids, None, V32, prefill=prefill)
+        assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1])
+    for i in (0, 77, 299):
+        alone = launch("triton", q[i : i + 1], kv, ids[i : i + 1], None, V32, prefill=prefill)
+        assert torch.equal(whole[0][i : i + 1], alone[0]) and torch.equal(whole[1][i : i + 1], alone[1])
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)

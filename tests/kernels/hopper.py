@@ -90,3 +90,8 @@ class Build:
         steps = re.findall(r"\b([HQ]GMMA|LDL|STL)\b", self._tool("nvdisasm", "-c"))
         products = [i for i, step in enumerate(steps) if step.endswith("GMMA")]
         return products[-1] - products[0] + 1 > len(products)
+
+    def serialized(self):
+        """Matrix products of a warp group that ptxas made wait for the one before, beside the waits in the PTX."""
+        waits = self._tool("nvdisasm", "-c").count("WARPGROUP.DEPBAR")
+        return max(0, waits - self.ptx.count("wgmma.wait_group"))

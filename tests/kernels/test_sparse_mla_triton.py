@@ -8,11 +8,12 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: the CPU paths do not need it")
-from kernels import sparse_mla_triton
+from kernels import sparse_mla_triton, sparse_prefill_triton
 from kernels.decode_designs import BF16, FP8, Design
 from kernels.dense_decode import dense_decode_reference
 from kernels.fp8_cache import pack_rows, row_bytes, unpack_rows
 from kernels.layout import KvLayout
+from kernels.prefill_designs import PREFILL_DESIGNS
 from kernels.sparse_mla import sparse_mla_reference
 from tests.kernels.hopper import SHARED_LIMIT, Build, interpreter_works
 
@@ -25,6 +26,7 @@ ODD = KvLayout(absorbed=True, groups=1, latent_dim=48, rope_dim=16)
 GROUPED = KvLayout(absorbed=False, groups=3, latent_dim=48, rope_dim=96)
 V32 = KvLayout(absorbed=True, groups=1, latent_dim=512, rope_dim=64)
 SMOLLM = KvLayout(absorbed=False, groups=3, latent_dim=192, rope_dim=192)
+each_prefill = pytest.mark.parametrize("prefill", [None, *PREFILL_DESIGNS.values()], ids=["", *PREFILL_DESIGNS])
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # float32 sums of a few hundred terms in another order
 
 
@@ -51,9 +53,10 @@ def test_the_kernels_are_right_in_the_interpreter():
 
 
 @interpreted
+@each_prefill
 @pytest.mark.parametrize("layout, heads", [(SMALL, 17), (ODD, 4), (GROUPED, 9)], ids=["small", "odd", "grouped"])
 @pytest.mark.parametrize("k", [1, 63, 130])
-def test_interpreter_prefill_masks_padding_and_lengths(layout, heads, k):
+def test_interpreter_prefill_masks_padding_and_lengths(layout, heads, k, prefill):
     kv, q = torch.randn(150, layout.width), query(layout, 4, heads)
     kv[0] = float("nan")  # a row nobody selected may hold anything
     ids = torch.stack([torch.randperm(149)[:k] + 1 for _ in range(4)]).to(torch.int32)
@@ -61,10 +64,32 @@ def test_interpreter_prefill_masks_padding_and_lengths(layout, heads, k):
     ids[2] = -1
     lengths = torch.tensor([k, k, k, max(1, k - 7)], dtype=torch.int32)
     short = torch.where(torch.arange(k)[None, :] < lengths[:, None], ids, -1)
-    actual = run(q, kv, ids, lengths, layout)
+    actual = run(q, kv, ids, lengths, layout, prefill=prefill)
     torch.testing.assert_close(actual, sparse_mla_reference(q, kv, short, layout, 0.2), **CLOSE)
     assert torch.equal(actual[0][2], torch.zeros_like(actual[0][2]))
     assert bool(actual[1][2].isneginf().all())
+    wild = torch.where(short < 0, 150, short)  # outside of the cache: as if not there
+    again = run(q, kv, wild, None, layout, prefill=prefill)
+    torch.testing.assert_close(again, sparse_mla_reference(q, kv, short, layout, 0.2), **CLOSE)
+
+
+@interpreted
+@each_prefill
+def test_interpreter_prefill_reads_past_padding_anywhere_and_passes_nan_on(prefill):
+    kv, q = torch.randn(200, SMALL.width), query(SMALL, 3, 5)
+    q[1, 2, 9] = kv[7] = float("nan")
+    ids = torch.stack([torch.randperm(190)[:140] + 10 for _ in range(3)]).to(torch.int32)
+    ids[:, :70] = -1
+    ids[2, 1::2] = -1
+    lengths = torch.tensor([140, 140, 0], dtype=torch.int32)
+    out, lse = run(q, kv, ids, lengths, SMALL, prefill=prefill)
+    expected = sparse_mla_reference(q[:1], kv, ids[:1], SMALL, 0.2)
+    torch.testing.assert_close((out[:1], lse[:1]), expected, **CLOSE)
+    assert bool(out[1, 2].isnan().all()) and bool(lse[1, 2].isnan()) and bool(out[1, 3].isfinite().all())
+    assert not bool(out[2].any()) and bool(lse[2].isneginf().all())
+    out, lse = run(q, kv, ids, None, SMALL, prefill=prefill)
+    expected = sparse_mla_reference(q[2:], kv, ids[2:], SMALL, 0.2)
+    torch.testing.assert_close((out[2:], lse[2:]), expected, **CLOSE)
 
 
 @interpreted
@@ -223,6 +248,40 @@ def test_full_width_builds_for_hopper_within_its_shared_memory(monkeypatch, fp8,
     assert merge.stack == 0
     if not fp8 and attention.pinned:
         assert not attention.spills_in_loop()
+
+
+def build_prefill(monkeypatch, design, **options):
+    kernel = Build(sparse_prefill_triton.sparse_prefill_kernel)
+    monkeypatch.setattr(sparse_prefill_triton, "sparse_prefill_kernel", kernel)
+    build(monkeypatch, fp8=False, paged=False, split=False, prefill=design, **options)
+    return kernel
+
+
+@compiled
+@pytest.mark.parametrize("design", PREFILL_DESIGNS.values(), ids=PREFILL_DESIGNS)
+def test_prefill_designs_build_for_hopper_without_repeated_or_serialized_products(monkeypatch, design):
+    kernel = build_prefill(monkeypatch, design, layout=V32, heads=128, dtype=torch.bfloat16)
+    assert 0 < kernel.shared <= SHARED_LIMIT
+    if kernel.pinned:
+        scores, values = V32.width // 16, design.rows // 16
+        assert kernel.ptx.count("wgmma.mma_async") == scores + values  # each group multiplies half of a tile's columns
+        assert kernel.serialized() == 0
+        assert not kernel.spills_in_loop()
+        # what may still be under way when a tile is used: the later ones, latent and rope each, if no id comes between
+        deep = 2 * (design.stages - 2)
+        assert f"cp.async.wait_group \t{deep};" in kernel.ptx
+
+
+@compiled
+@pytest.mark.parametrize("design", PREFILL_DESIGNS.values(), ids=PREFILL_DESIGNS)
+@pytest.mark.parametrize(
+    "layout, heads, dtype",
+    [(SMALL, 1, torch.bfloat16), (V32, 8, torch.bfloat16), (V32, 80, torch.float16), (V32, 72, torch.float32)],
+    ids=["small", "few", "half", "float"],
+)
+def test_prefill_designs_build_for_other_widths_dtypes_and_sizes_of_one(monkeypatch, design, layout, heads, dtype):
+    kernel = build_prefill(monkeypatch, design, layout=layout, heads=heads, dtype=dtype, queries=1, k=heads)
+    assert 0 < kernel.shared <= SHARED_LIMIT
 
 
 @compiled

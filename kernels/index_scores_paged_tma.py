@@ -4,6 +4,8 @@ Where a page's stride is a multiple of d and of 256 bytes, pages are rows of two
 The keys are multiplied where TMA put them. Every program has its share of all pages there are, to within one page, and
 walks from one sequence to the next. A page's scores do not depend on who computes them.
 """
+# Triton's decorators and kernel arguments have no types
+# mypy: ignore-errors
 
 import torch
 import triton

@@ -87,6 +87,23 @@ def test_a_score_has_the_same_bits_in_every_company_in_every_design(design):
         assert torch.equal(part, whole[rows, :keys])
 
 
+@pytest.mark.parametrize("s, t", [(1, 70), (50, 9001), (301, 5000)])
+def test_both_forms_of_hopper_index_scores_have_the_same_bits_and_write_nothing_beside_them(s, t):
+    hopper = pytest.importorskip("kernels.index_scores_hopper", reason="this Triton has no Gluon")
+    q, k, w = index_inputs(s, t, 64, 128, E4M3)
+    if not hopper.fits(q, k):
+        pytest.skip("needs a Hopper GPU and the tested release of Triton")
+    scale, anywhere = torch.rand(t, device="cuda"), torch.randint(-1, t + 100, (s,), device="cuda")
+    for start, k_scale in ((t - s, scale), (0, None), (anywhere, scale)):
+        forms = []
+        for folded in (True, False):
+            rows = torch.full((s + 2, -(-t // 32) * 32), float("nan"), device="cuda")
+            hopper.index_scores_hopper(q, k, w, start, k_scale, rows[1:-1, :t], folded)
+            assert bool(rows[0].isnan().all()) and bool(rows[-1].isnan().all()) and bool(rows[:, t:].isnan().all())
+            forms.append(rows[1:-1, :t])
+        assert torch.equal(*forms)
+
+
 def known(scores, lengths):
     """Scores that the kernel has written, and -inf behind them."""
     here = torch.arange(scores.shape[1], device=scores.device) < lengths.to(scores.device)[:, None]

@@ -61,8 +61,10 @@ def test_index_scores_load_keys_by_tma(build, positions):
     assert built.registers <= 160 or not built.pinned  # three programs of 128 threads an SM
 
 
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("positions", [False, True])
-def test_the_gluon_index_scores_keep_everything_in_registers(build, positions):
+def test_the_gluon_index_scores_keep_everything_in_registers(build, positions, scaled, folded):
     pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")
     from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -70,13 +72,18 @@ def test_the_gluon_index_scores_keep_everything_in_registers(build, positions):
 
     if not module.triton.__version__.startswith(module.TESTED):
         pytest.skip("written for another release of Gluon")
-    q, k, w = empty(CHUNK, 64, 128, dtype=E4M3), empty(CONTEXT, 128, dtype=E4M3), empty(CHUNK, 64)
-    start = empty(CHUNK, dtype=I32) if positions else CONTEXT - CHUNK
-    launch = lambda: module.index_scores_hopper(q, k, w, start, empty(CONTEXT), empty(CHUNK, CONTEXT))  # noqa: E731
+    # of neither number is anything known at a launch
+    queries, keys = CHUNK + 1, CONTEXT - 1
+    q, k, w = empty(queries, 64, 128, dtype=E4M3), empty(keys, 128, dtype=E4M3), empty(queries, 64)
+    start, scale = empty(queries, dtype=I32) if positions else keys - queries, empty(keys) if scaled else None
+    launch = lambda: module.index_scores_hopper(q, k, w, start, scale, empty(queries, CONTEXT), folded)  # noqa: E731
     built = build(module, "index_scores_hopper_kernel", launch, source=GluonASTSource)
     assert "wgmma" in built.ptx and "cp.async.bulk.tensor" in built.ptx and "setmaxnreg" in built.ptx
     assert built.registers == 128  # of every warp at launch: four groups of four warps fill an SM's registers
     assert built.stack == 0
+    # each of three groups: sums in two loops, -inf in a third; folded, of a pair of queries one score a lane
+    assert built.ptx.count("st.global.b32") == 3 * 3 * (1 if folded else 4)
+    assert built.ptx.count("shfl.sync.bfly") == 3 * 2 * (3 if folded else 8) + 4  # and the range of positions
 
 
 def test_float32_index_scores_compile(build):

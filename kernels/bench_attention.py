@@ -25,7 +25,7 @@ from kernels.decode_designs import FP8 as FP8_DESIGNS
 from kernels.decode_designs import Design
 from kernels.dense_decode import dense_decode
 from kernels.dense_mla import dense_mla
-from kernels.dense_prefill import CudnnDesign, PrefillBackend, causal_by_cudnn
+from kernels.dense_prefill import PrefillBackend
 from kernels.fp8_cache import PAGE, pack_rows, row_bytes
 from kernels.layout import KvLayout
 from kernels.prefill_designs import PREFILL_DESIGNS
@@ -43,7 +43,7 @@ DESIGN_SHAPES = ((32768, 1), (32768, 64), (32768, 128))
 DENSE_DESIGN_SHAPES = ((8192, 1), (8192, 64), (32768, 64), (131072, 1), (131072, 64))
 # of the Gluon kernel of the MHA form: its default, and what turns and one program an SM are worth
 HOPPER_DESIGNS: dict[str | None, dict[str, bool]] = {
-    None: {}, "no turns": {"in_turns": False}, "a program a tile": {"persistent": False},
+    None: {}, "no turns": {"in_turns": False}, "a program an SM": {"persistent": True},
 }  # fmt: skip
 
 
@@ -163,22 +163,15 @@ def _dense_decode() -> Iterator[Case]:
 
 
 def _dense_prefill() -> Iterator[Case]:
-    designs: tuple[CudnnDesign, ...] = ("in turn", "two streams")
     for keys, (fa3, cudnn) in DENSE_PREFILL_PEERS.items():
         peers = {"FA3": fa3, "cuDNN SDPA without a mask": cudnn}
         rows: list[tuple[str, str | None, Call]] = [
             ("cudnn", None, partial(dense_prefill_step, keys, QUERIES, "cudnn")),
-            *(("cudnn", design, partial(_cudnn_step, keys, design)) for design in designs),
             *(("hopper", name, partial(_hopper, keys, False, options)) for name, options in HOPPER_DESIGNS.items()),
             ("triton", None, partial(dense_prefill_step, keys, QUERIES, "triton")),
         ]
         for backend, name, build in rows:
             yield _mha_case(f"dense_prefill_{backend}", keys, 0, peers, build, name)
-
-
-def _cudnn_step(keys: int, design: CudnnDesign) -> Call:
-    q, k, v = (normal(n, HEADS, d) for n, d in ((QUERIES, QK_DIM), (keys, QK_DIM), (keys, V_DIM)))
-    return lambda: causal_by_cudnn(q, k, v, SCALE, keys - QUERIES, design)
 
 
 def _masked_prefill() -> Iterator[Case]:
@@ -195,7 +188,6 @@ def _masked_prefill() -> Iterator[Case]:
                 (f"hopper, {name}" if name else "hopper", partial(_hopper, keys, True, options))
                 for name, options in HOPPER_DESIGNS.items()
             ),
-            ("cudnn", partial(build, "cudnn")),
         ]
         for name, prepare in rows:
             yield _mha_case("masked_prefill", keys, QUERIES * keys, {}, prepare, name)

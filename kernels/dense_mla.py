@@ -7,14 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.check import check_tensor
-from kernels.dense_prefill import (
-    PrefillBackend,
-    causal_by_cudnn,
-    choose_prefill,
-    cudnn_fits,
-    hopper_fits,
-    masked_by_cudnn,
-)
+from kernels.dense_prefill import PrefillBackend, causal_by_cudnn, choose_prefill, cudnn_fits, hopper_fits
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -56,7 +49,7 @@ def dense_mla(
 
     Returns:
         [s, h, c] in q's dtype. Peak memory: on a CPU a few float32 [s, t] and one head's keys beside the inputs, on a
-        GPU two results, under a mask also a bit (hopper) or two bytes (cudnn) a (query, key) pair.
+        GPU two results, under a mask hopper also takes a bit a (query, key) pair.
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit.
@@ -64,15 +57,13 @@ def dense_mla(
     _check(q, k, v, scale, start, mask)
     best = choose_prefill(q, k, v, masked=mask is not None)
     backend = best if backend == "auto" else backend
-    if backend not in ("torch", best) and not _takes(backend, q, k, v):
+    if backend not in ("torch", best) and not _takes(backend, q, k, v, mask is not None):
         known = " or ".join(sorted({best, "torch"}))
         raise ValueError(f"dense_mla: expected backend {known} for these tensors on {q.device}, got {backend}")
     if backend == "torch":
         return _by_torch(q, k, v, scale, start, mask)
     if backend == "cudnn":
-        if mask is None:
-            return causal_by_cudnn(q, k, v, scale, start)[0]
-        return masked_by_cudnn(q, k, v, scale, start, mask)[0]
+        return causal_by_cudnn(q, k, v, scale, start)[0]
     if backend == "triton":
         from kernels.masked_mha_triton import masked_mha as launch
     else:
@@ -83,10 +74,10 @@ def dense_mla(
     return out
 
 
-def _takes(backend: PrefillBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+def _takes(backend: PrefillBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, masked: bool) -> bool:
     """Whether a backend that is not the first choice can take the tensors all the same."""
     if backend == "cudnn":
-        return cudnn_fits(q, k, v)
+        return not masked and cudnn_fits(q, k, v)
     return hopper_fits(q, k, v) if backend == "hopper" else q.is_cuda
 
 

@@ -8,22 +8,22 @@ import torch
 from kernels.switch import takes_kernels
 
 PrefillBackend = Literal["auto", "cudnn", "hopper", "triton", "torch"]
-# the forms, of "dense" and "masked", that "auto" gives to the Gluon kernel where it fits: none until it is measured
-HOPPER_FORMS: frozenset[str] = frozenset()
-CudnnDesign = Literal["in turn", "two streams"]
-DESIGN: CudnnDesign = "in turn"
+# without a mask Gluon's kernel is faster than cuDNN's up to so many keys, a multiple of an engine's chunks; with one
+# always (H100, 4,096 queries: 3.14 against 3.34 ms at 8k, 17.6 against 16.4 ms at 32k)
+HOPPER_KEYS = 8192
 
 
 def choose_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, masked: bool = False) -> PrefillBackend:
     """The kernel that "auto" means; on a CPU torch.
 
-    hopper for the forms of HOPPER_FORMS where it fits. Else under a mask triton; without one cudnn where its fused
-    kernels take the shapes (Hopper, half precision, widths to 256), which takes 192 / 128 wide heads as they are while
-    torch's flash kernel would pad the values to 192. A function of device, dtype, widths and strides alone.
+    hopper where it fits, under a mask or up to HOPPER_KEYS keys. Else under a mask triton; without one cudnn where its
+    fused kernels take the shapes (Hopper, half precision, widths to 256), which takes 192 / 128 wide heads as they are
+    while torch's flash kernel would pad the values to 192. A function of device, dtype, widths, strides and the last
+    position alone.
     """
     if not takes_kernels(q):
         return "torch"
-    if ("masked" if masked else "dense") in HOPPER_FORMS and hopper_fits(q, k, v):
+    if (masked or k.shape[0] <= HOPPER_KEYS) and hopper_fits(q, k, v):
         return "hopper"
     return "cudnn" if not masked and cudnn_fits(q, k, v) else "triton"
 
@@ -50,52 +50,21 @@ def cudnn_fits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 
 
 def causal_by_cudnn(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, design: CudnnDesign | None = None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A lower-right causal mask from two fused calls: the context before the chunk unmasked, the chunk causal, merged.
 
     cuDNN's causal mask in torch is upper-left: right for the chunk's own square alone. Arguments as `dense_mla`.
-    design: "two streams" starts the chunk's square where the last tiles of the context leave processors idle; None is
-    the one in use. No bit depends on it.
 
     Returns:
         (out [s, h, c] in q's dtype, lse [s, h] float32, natural). Peak memory: two results.
     """
     queries, keys, values = _heads_first(q, k, v)
     chunk = functools.partial(_cudnn, queries, keys[:, :, start:], values[:, :, start:], scale, causal=True)
-    context = functools.partial(_cudnn, queries, keys[:, :, :start], values[:, :, :start], scale, causal=False)
     if start == 0:
         return chunk()
-    if (design or DESIGN) == "in turn":
-        return merge_two(*context(), *chunk())
-    # what the side stream allocates it reuses for itself alone, behind the next call's wait: nothing to record
-    here, side = torch.cuda.current_stream(q.device), _side_stream(q.device)
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        before = context()  # its tiles are the longest: they start first
-    out = chunk()
-    here.wait_stream(side)
-    return merge_two(*before, *out)
-
-
-@functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
-def masked_by_cudnn(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Under a mask [s, t] as a bias of 0 or -inf in q's dtype that all heads share. As `causal_by_cudnn`.
-
-    Peak memory: the result and two bytes a (query, key) pair.
-    """
-    s, t = mask.shape
-    # rows on 16 bytes
-    bias = torch.zeros(s, -(-t // 8) * 8, dtype=q.dtype, device=q.device)[:, :t].masked_fill_(~mask, float("-inf"))
-    future = torch.ones(s, s, dtype=torch.bool, device=q.device).triu_(1)
-    bias[:, start:].masked_fill_(future, float("-inf"))
-    return _cudnn(*_heads_first(q, k, v), scale, causal=False, bias=bias[None, None])
+    context = _cudnn(queries, keys[:, :, :start], values[:, :, :start], scale, causal=False)
+    return merge_two(*context, *chunk())
 
 
 def merge_two(
@@ -127,16 +96,10 @@ def _heads_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[tor
 
 
 def _cudnn(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    *,
-    causal: bool,
-    bias: torch.Tensor | None = None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[1, h, s, d] -> out [s, h, c], lse [s, h]. torch's public function gives no log-sum, hence the operator."""
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, bias, True, 0.0, causal, False, scale=scale)
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, False, scale=scale)
     out, lse = found[0], found[1]
     s, h = q.shape[2], q.shape[1]
     return out[0].transpose(0, 1), lse.reshape(h, s).transpose(0, 1)

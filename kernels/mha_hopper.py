@@ -43,7 +43,7 @@ TESTED = "3.6."  # Gluon may change between releases of Triton
 DIM, VALUE, QUERIES, STAGES = 192, 128, 128, 2
 HEADS_TOGETHER = 4  # their keys and values share L2; 4 heads x 2^n blocks spread evenly over 132 programs
 IN_TURNS = True  # the multiplying groups issue their products in turns
-PERSISTENT = True  # one program an SM, whose loads run ahead into its next tile
+PERSISTENT = False  # one program an SM, whose loads run ahead into its next tile: slower (measured)
 
 
 @gluon.jit

@@ -11,9 +11,9 @@ from typing import Literal
 Form = Literal["dense", "masked", "gathered"]
 FORMS: tuple[Form, ...] = ("dense", "masked", "gathered")
 TABLE_K = 2048  # DeepSeek-V3.2's k and widths, for which the table is made
-# the first position that gathers, a multiple of 2,048. On an H100, 4,096 queries take 4.4 ms gathered at any context,
-# 2.6 / 7.4 / 12.3 ms masked at 4k / 8k / 12k keys (10 calls each, commit 618faf2)
-MASKED_UNTIL = 4096
+# the first position that gathers, a multiple of 2,048. On an H100, with projections, scores and choice, 2,048 queries
+# take 3.2 to 3.3 ms gathered at any context; without a mask 1.5 / 2.3 / 3.0 ms at 4k / 6k / 8k keys (commit ce1ff39)
+MASKED_UNTIL = 6144
 
 
 def prefill_form(position: int, k: int = TABLE_K, cost: float = 1.0) -> Form:

@@ -126,7 +126,7 @@ def latent_attention_kernel(
     lse = tl.where(found, top * 0.6931471805599453 + tl.log(tl.where(found, total, 1.0)), float("-inf"))
     at = (split * num_queries + query) * num_heads + head
     if out_ptr.dtype.element_ty == tl.float16:
-        acc = tl.minimum(tl.maximum(acc, -65504.0), 65504.0)
+        acc = tl.clamp(acc, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(
         out_ptr + at[:, None] * VALUE + cols[None, :],
         acc.to(out_ptr.dtype.element_ty),

@@ -73,7 +73,7 @@ def sparse_prefill_kernel(
     lse = tl.where(found, top * 0.6931471805599453 + tl.log(total), float("-inf"))
     at = query * num_heads + head
     if dtype == tl.float16:
-        acc = tl.minimum(tl.maximum(acc, -65504.0), 65504.0)
+        acc = tl.clamp(acc, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out_ptr + at[:, None] * LATENT + cols[None, :], acc.to(dtype), mask=real[:, None])
     tl.store(lse_ptr + at, lse, mask=real)
 

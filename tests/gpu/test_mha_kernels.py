@@ -62,12 +62,12 @@ def test_dense_prefill_is_causal_from_the_lower_right(backend, queries, start, g
     assert float((actual.float() - wanted).norm() / wanted.norm()) < BOUNDS[BF16]
 
 
-@pytest.mark.parametrize("backend", ["cudnn", "hopper", "triton"])
+@pytest.mark.parametrize("backend", ["hopper", "triton"])
 @pytest.mark.parametrize("queries, start", [(256, 0), (300, 77), (129, 1000)])
 def test_every_backend_attends_under_a_mask(backend, queries, start):
     q, k, v = normal(queries, 8, 192), normal(start + queries, 8, 192), normal(start + queries, 8, 128)
-    if backend != "triton" and not (cudnn_fits if backend == "cudnn" else hopper_fits)(q, k, v):
-        pytest.skip(f"needs a Hopper GPU for {backend}")
+    if backend == "hopper" and not hopper_fits(q, k, v):
+        pytest.skip("needs a Hopper GPU")
     mask = torch.rand(queries, start + queries, device="cuda") < 0.3
     mask[:, 0] = True
     actual = dense_mla(q, k, v, 0.1, start, mask, backend=backend)
@@ -110,7 +110,7 @@ def mha_reference(q, k, v, start, mask=None):
     return out, lse
 
 
-MHA_DESIGNS = [{}, {"in_turns": False}, {"persistent": False}]
+MHA_DESIGNS = [{}, {"in_turns": False}, {"persistent": True}]
 
 
 @pytest.mark.parametrize("design", MHA_DESIGNS, ids=str)
@@ -173,15 +173,12 @@ def test_mha_on_hopper_is_refused_where_it_does_not_fit():
         dense_mla(q, q, q, 0.1, 0, backend="hopper")
 
 
-def test_two_streams_give_dense_prefill_the_same_bits():
+def test_cudnns_output_lies_as_its_queries_do():
+    """So nobody copies it."""
     q, k, v = normal(300, 8, 192), normal(1100, 8, 192), normal(1100, 8, 128)
     if not cudnn_fits(q, k, v):
         pytest.skip("needs a Hopper GPU for cuDNN's attention")
-    expected = causal_by_cudnn(q, k, v, 0.1, 800, "in turn")
-    assert expected[0].is_contiguous()  # cuDNN's output lies as its queries do: nobody copies it
-    for _ in range(20):
-        for actual, wanted in zip(causal_by_cudnn(q, k, v, 0.1, 800, "two streams"), expected, strict=True):
-            assert torch.equal(actual, wanted)
+    assert causal_by_cudnn(q, k, v, 0.1, 800)[0].is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)

@@ -83,7 +83,7 @@ def test_the_forms_of_one_chunk_agree_and_dense_only_up_to_k():
 
 
 def test_the_table_takes_each_chunk_in_its_own_form():
-    assert [prefill_form(p, 16) for p in (0, 15, 16, 31, 32)] == ["dense", "dense", "masked", "masked", "gathered"]
+    assert [prefill_form(p, 16) for p in (0, 15, 16, 47, 48)] == ["dense", "dense", "masked", "masked", "gathered"]
     torch.testing.assert_close(in_form(None, 64, 16), in_form("gathered", 64, 16), rtol=0, atol=0)
     torch.testing.assert_close(in_form(None, 32, 16), in_form("masked", 32, 16), rtol=0, atol=0)
     with pytest.raises(ValueError, match="expected a position of at least 0"):
@@ -106,17 +106,17 @@ def form_rows(times):
 
 
 def test_the_verdict_on_the_table_counts_only_forms_that_keep_the_selection():
-    assert MASKED_UNTIL == 4096
-    right = {2048: (1.0, 1.5, 2.0), 4096: (1.0, 1.5, 2.0), 6144: (1.0, 2.2, 2.1), 8192: (1.0, 2.6, 2.1)}
+    assert MASKED_UNTIL == 6144
+    right = {2048: (1.0, 1.5, 2.0), 4096: (1.0, 1.5, 2.0), 8192: (1.0, 2.2, 2.1), 10240: (1.0, 2.6, 2.1)}
     verdict = judge_forms(form_rows(right))
-    assert verdict["right"] is True and verdict["lines"] == ["table of forms: right in all of 4 chunks to 8192 tokens"]
+    assert verdict["right"] is True and verdict["lines"] == ["table of forms: right in all of 4 chunks to 10240 tokens"]
     assert [chunk["table"] for chunk in verdict["chunks"]] == ["dense", "masked", "gathered", "gathered"]
-    wrong = judge_forms(form_rows({**right, 6144: (1.0, 1.8, 2.1)}))
+    wrong = judge_forms(form_rows({**right, 8192: (1.0, 1.8, 2.1)}))
     assert wrong["right"] is False
     assert wrong["lines"] == [
-        "table of forms, positions 4096-6143: masked takes 1.800 ms, the table's gathered 2.100 ms"
+        "table of forms, positions 6144-8191: masked takes 1.800 ms, the table's gathered 2.100 ms"
     ]
-    near = judge_forms(form_rows({**right, 6144: (1.0, 2.05, 2.1)}))
+    near = judge_forms(form_rows({**right, 8192: (1.0, 2.05, 2.1)}))
     assert near["right"] is True and near["chunks"][2]["fastest"] == "masked"
 
 

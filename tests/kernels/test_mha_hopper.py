@@ -96,14 +96,12 @@ def test_interpreter_bits_are_the_visible_part_of_the_mask(queries, keys):
 
 
 @compiled
-@pytest.mark.parametrize("forms", [(), ("dense",), ("masked",), ("dense", "masked")])
-def test_it_is_chosen_for_the_forms_that_are_named(monkeypatch, forms):
+def test_it_is_chosen_under_a_mask_and_up_to_8192_keys(monkeypatch):
     for name in ("takes_kernels", "hopper_fits", "cudnn_fits"):
         monkeypatch.setattr(dense_prefill, name, lambda *_: True)
-    monkeypatch.setattr(dense_prefill, "HOPPER_FORMS", frozenset(forms))
-    q = empty(2, 4, 192)
-    assert dense_prefill.choose_prefill(q, q, q) == ("hopper" if "dense" in forms else "cudnn")
-    assert dense_prefill.choose_prefill(q, q, q, masked=True) == ("hopper" if "masked" in forms else "triton")
+    q, few, more = empty(2, 4, 192), empty(8192, 1, 192), empty(8193, 1, 192)
+    assert [dense_prefill.choose_prefill(q, k, k) for k in (few, more)] == ["hopper", "cudnn"]
+    assert [dense_prefill.choose_prefill(q, k, k, masked=True) for k in (few, more)] == ["hopper", "hopper"]
 
 
 @compiled

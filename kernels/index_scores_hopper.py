@@ -64,50 +64,40 @@ def _fold(a, b, lane, LANES: gl.constexpr):
 
 
 @gluon.jit
-def _sum_heads(terms, lane, KEYS: gl.constexpr, FOLDED: gl.constexpr):
-    """[keys, 2 * 64] -> sums over heads: [keys, 2], or flat and each of them in one thread alone.
+def _sum_heads(terms, lane, KEYS: gl.constexpr):
+    """[keys, 2 * 64] -> sums over heads, [keys * 2], each of them in one thread alone: (warp, row, lane).
 
-    A row lies in four lanes. Folded, a lane keeps one of their four sums instead of all: 3 shuffles instead of 8, one
-    store instead of four. The order is that of `gl.sum`: a thread's 16 columns, then lanes two apart, then neighbours.
+    A row lies in four lanes. A lane keeps one of their four sums instead of all: 3 shuffles instead of 8, one store
+    instead of four. The order is that of `gl.sum`: a thread's 16 columns, then lanes two apart, then neighbours.
     """
-    if FOLDED:
-        terms = gl.permute(gl.reshape(terms, (KEYS, 2, 8, 4, 2)), (0, 1, 3, 2, 4))
-        own = gl.sum(gl.reshape(terms, (KEYS, 2, 4, 16)), 3)
-        own = gl.reshape(own, (KEYS // 16, 2, 8, 2, 4))  # warp, half, row, query, lane
-        a, b = gl.split(gl.permute(own, (0, 2, 4, 1, 3)))
-        a, b = gl.split(_fold(a, b, lane, 2))
-        sums = gl.reshape(_fold(a, b, lane, 1), (KEYS * 2,))
-    else:
-        sums = gl.sum(gl.reshape(terms, (KEYS, 2, 64)), 2)
-    return sums
+    terms = gl.permute(gl.reshape(terms, (KEYS, 2, 8, 4, 2)), (0, 1, 3, 2, 4))
+    own = gl.sum(gl.reshape(terms, (KEYS, 2, 4, 16)), 3)
+    own = gl.reshape(own, (KEYS // 16, 2, 8, 2, 4))  # warp, half, row, query, lane
+    a, b = gl.split(gl.permute(own, (0, 2, 4, 1, 3)))
+    a, b = gl.split(_fold(a, b, lane, 2))
+    return gl.reshape(_fold(a, b, lane, 1), (KEYS * 2,))
 
 
 @gluon.jit
-def _sums(q, ks, full, empty, w, zero, lane, tile,
-          KEYS: gl.constexpr, STAGES: gl.constexpr, FOLDED: gl.constexpr):  # fmt: skip
+def _sums(q, ks, full, empty, w, zero, lane, tile, KEYS: gl.constexpr, STAGES: gl.constexpr):
     """Scores of one tile of keys for two queries, without key scales, as `_sum_heads` leaves them."""
     stage = tile % STAGES
     mbarrier.wait(full.index(stage), tile // STAGES & 1)
     dots = warpgroup_mma(ks.index(stage), q.permute((1, 0)), zero, use_acc=False, is_async=True)
-    if FOLDED:
-        # while the tensor cores work: the keys before go back, once all four warps are behind their product. The
-        # second barrier would else be put where it costs time, before the next wait
-        gl.thread_barrier()
-        mbarrier.arrive(empty.index((tile + STAGES - 1) % STAGES), count=1, pred=tile > 0)
-        gl.thread_barrier()
-        dots = warpgroup_mma_wait(0, [dots])
-    else:
-        dots = warpgroup_mma_wait(0, [dots])
-        gl.thread_barrier()  # one thread arrives: all four warps must have read the stage
-        mbarrier.arrive(empty.index(stage), count=1)
-    return _sum_heads(gl.maximum(dots, 0.0) * w[None, :], lane, KEYS, FOLDED)
+    # while the tensor cores work: the keys before go back, once all four warps are behind their product. The second
+    # barrier would else be put where it costs time, before the next wait
+    gl.thread_barrier()
+    mbarrier.arrive(empty.index((tile + STAGES - 1) % STAGES), count=1, pred=tile > 0)
+    gl.thread_barrier()
+    dots = warpgroup_mma_wait(0, [dots])
+    return _sum_heads(gl.maximum(dots, 0.0) * w[None, :], lane, KEYS)
 
 
 @gluon.jit
 def _score(
     scale_ptr, w_ptr, position_ptr, out_ptr, qs, ks, q_full, full, empty, start, num_queries, out_stride, first, last,
     tiles, clear, SIDE: gl.constexpr, SCALED: gl.constexpr, POSITIONS: gl.constexpr,
-    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, FOLDED: gl.constexpr,
+    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     A: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
     before = _first_query(QUERIES) + 2 * SIDE
@@ -118,15 +108,10 @@ def _score(
     zero = gl.zeros((KEYS, 128), gl.float32, A)
     # each thread's own; read once, as reading it takes longer than a loop's other steps
     lane = gl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], dtype=gl.int32, is_pure=True, pack=1)
-    shape = _sum_heads(zero, lane, KEYS, FOLDED)  # nothing but a layout
-    S: gl.constexpr = shape.type.layout
-    if FOLDED:
-        place = gl.arange(0, KEYS * 2, S)  # as `_sum_heads` folds: (warp, row, lane)
-        key = place // 32 * 16 + place % 2 * 8 + place // 4 % 8
-        query = before + place // 2 % 2
-    else:
-        key = gl.arange(0, KEYS, gl.SliceLayout(1, S))[:, None]
-        query = before + gl.arange(0, 2, gl.SliceLayout(0, S))[None, :]
+    S: gl.constexpr = _sum_heads(zero, lane, KEYS).type.layout  # nothing but a layout
+    place = gl.arange(0, KEYS * 2, S)
+    key = place // 32 * 16 + place % 2 * 8 + place // 4 % 8
+    query = before + place // 2 % 2
     # opaque: part of the address would else be computed in front of all groups, and spilled
     at = gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [first + key], dtype=gl.int32, is_pure=False, pack=1)
     stored = query < num_queries
@@ -137,7 +122,7 @@ def _score(
     for tile in range(0, clear):
         if SCALED:
             scale = gl.load(scales + tile * KEYS)
-        sums = _sums(q, ks, full, empty, w, zero, lane, tile, KEYS, STAGES, FOLDED)
+        sums = _sums(q, ks, full, empty, w, zero, lane, tile, KEYS, STAGES)
         if SCALED:
             sums = sums * scale
         gl.store(places + tile * KEYS, sums, mask=stored)
@@ -146,12 +131,12 @@ def _score(
         position = gl.load(position_ptr + query, mask=stored, other=-1)
     for tile in range(clear, tiles):
         inside = at + tile * KEYS < last
-        sums = _sums(q, ks, full, empty, w, zero, lane, tile, KEYS, STAGES, FOLDED)
+        sums = _sums(q, ks, full, empty, w, zero, lane, tile, KEYS, STAGES)
         if SCALED:
             sums = sums * gl.load(scales + tile * KEYS, mask=inside, other=0.0)
         sums = gl.where(at + tile * KEYS <= position, sums, float("-inf"))
         gl.store(places + tile * KEYS, sums, mask=inside & stored)
-    hidden = gl.full(shape.shape, float("-inf"), gl.float32, S)
+    hidden = gl.full((KEYS * 2,), float("-inf"), gl.float32, S)
     for tile in range(tiles, (last - first + KEYS - 1) // KEYS):
         gl.store(places + tile * KEYS, hidden, mask=(at + tile * KEYS < last) & stored)
 
@@ -160,7 +145,6 @@ def _score(
 def index_scores_hopper_kernel(
     q_desc, k_desc, scale_ptr, w_ptr, position_ptr, out_ptr, start, num_queries, num_keys, keys_a_program, out_stride,
     SCALED: gl.constexpr, POSITIONS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
-    FOLDED: gl.constexpr,
 ):  # fmt: skip
     qs = gl.allocate_shared_memory(q_desc.dtype, [QUERIES // 2, 128, 128], q_desc.layout)
     ks = gl.allocate_shared_memory(k_desc.dtype, [STAGES, KEYS, 128], k_desc.layout)
@@ -187,11 +171,11 @@ def index_scores_hopper_kernel(
     clear = gl.maximum(by_all, 0) // KEYS
     gl.warp_specialize([
         (_score, (scale_ptr, w_ptr, position_ptr, out_ptr, qs, ks, q_full, full, empty, start, num_queries, out_stride,
-                  first, last, tiles, clear, 0, SCALED, POSITIONS, QUERIES, KEYS, STAGES, FOLDED)),
+                  first, last, tiles, clear, 0, SCALED, POSITIONS, QUERIES, KEYS, STAGES)),
         (_score, (scale_ptr, w_ptr, position_ptr, out_ptr, qs, ks, q_full, full, empty, start, num_queries, out_stride,
-                  first, last, tiles, clear, 1, SCALED, POSITIONS, QUERIES, KEYS, STAGES, FOLDED)),
+                  first, last, tiles, clear, 1, SCALED, POSITIONS, QUERIES, KEYS, STAGES)),
         (_score, (scale_ptr, w_ptr, position_ptr, out_ptr, qs, ks, q_full, full, empty, start, num_queries, out_stride,
-                  first, last, tiles, clear, 2, SCALED, POSITIONS, QUERIES, KEYS, STAGES, FOLDED)),
+                  first, last, tiles, clear, 2, SCALED, POSITIONS, QUERIES, KEYS, STAGES)),
         (_load, (q_desc, k_desc, qs, ks, q_full, full, empty, first, tiles, QUERIES, KEYS, STAGES)),
     ], [4, 4, 4], [160, 160, 32])  # fmt: skip
 
@@ -215,12 +199,8 @@ def index_scores_hopper(
     start: int | torch.Tensor,
     k_scale: torch.Tensor | None,
     out: torch.Tensor,
-    folded: bool = True,
 ) -> None:
-    """Fill out [s, t] with the scores of checked arguments that fit; as `index_scores_triton`.
-
-    folded: each sum is stored by one thread, and keys go back while the next product runs; no bit depends on it.
-    """
+    """Fill out [s, t] with the scores of checked arguments that fit; as `index_scores_triton`."""
     s, t = q.shape[0], k.shape[0]
     layout = gl.NVMMASharedLayout(128, 8, 2)
     q_desc = TensorDescriptor(q, [s * HEADS, DIM], [DIM, 1], [2 * HEADS, DIM], layout)
@@ -233,5 +213,5 @@ def index_scores_hopper(
         q_desc, k_desc, w if k_scale is None else k_scale, w, w if positions is None else positions, out,
         0 if positions is not None else start, s, t, keys_a_program, out.stride(0),
         SCALED=k_scale is not None, POSITIONS=positions is not None, QUERIES=QUERIES, KEYS=KEYS, STAGES=STAGES,
-        FOLDED=folded, num_warps=4,
+        num_warps=4,
     )  # fmt: skip

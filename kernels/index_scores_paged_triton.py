@@ -9,18 +9,17 @@ import triton
 import triton.language as tl
 
 from kernels.index_scores_paged import PAGE
-from kernels.index_scores_paged_tma import RUNS, fits, index_scores_paged_tma
 from kernels.index_scores_triton import empty_scores, num_processors
 
 PROGRAMS_AN_SM = 8
 ROUNDS = 4  # programs that follow each other on an SM: evens out their ends
 MAX_PAGES_A_PROGRAM = 32
 LAUNCH = {1: (4, 4), 2: (4, 3), 4: (8, 2)}  # warps and stages by bytes of an element
-# loads: keys by cp.async, one page ahead; ahead: keys and scales, three pages ahead; FP8 pages by TMA: see there
-DESIGNS = ("loads", "ahead", *RUNS)
-DESIGN = "loads"
+DESIGNS = ("loads", "ahead")  # by cp.async: keys, one page ahead; FP8 keys and their scales, three pages ahead
+DESIGN = "ahead"
 # ahead: ids of three pages before three pages and the one multiplied; shared memory holds five programs an SM
 STAGES_AHEAD, PROGRAMS_AHEAD, PAGES_AHEAD = 7, 5, 16
+MAX_DIM_AHEAD = 128  # four pages of wider keys leave an SM fewer programs, or do not fit one at all
 
 
 @triton.jit(do_not_specialize=["num_sequences", "num_keys", "programs"])
@@ -71,7 +70,7 @@ def index_scores_paged_triton(
 ) -> torch.Tensor:  # fmt: skip
     """As `kernels.index_scores_paged.index_scores_paged`, for checked arguments. The grid depends on shapes alone.
 
-    design: one of `DESIGNS`, None is the one in use; pages that TMA cannot take are loaded.
+    design: one of `DESIGNS`, None is the one in use; plain keys, and FP8 keys wider than 128, are always `loads`.
     """
     design = design or DESIGN
     if design not in DESIGNS:
@@ -80,12 +79,9 @@ def index_scores_paged_triton(
     out = empty_scores(b, num_keys, q.device)
     if b == 0 or num_keys == 0:
         return out
-    if design in RUNS and fits(q, pages):
-        index_scores_paged_tma(q, pages, w, tables, lengths, num_keys, out, design)
-        return out
     num_pages = triton.cdiv(num_keys, PAGE)
     packed = pages.dtype == torch.uint8
-    ahead = design == "ahead" and packed
+    ahead = design == "ahead" and packed and d <= MAX_DIM_AHEAD
     an_sm, most = (PROGRAMS_AHEAD, PAGES_AHEAD) if ahead else (PROGRAMS_AN_SM * ROUNDS, MAX_PAGES_A_PROGRAM)
     programs = max(num_processors(q.device) * an_sm, triton.cdiv(b * num_pages, most))
     num_warps, num_stages = LAUNCH[q.element_size()]

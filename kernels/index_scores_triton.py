@@ -36,8 +36,7 @@ TILES = {
     4: Tile(keys=32, columns=32, num_warps=4, num_stages=1),
 }
 TMA_TILE = Tile(keys=64, columns=128, num_warps=4, num_stages=4, tma=True)
-# FP8: pointers; keys by TMA; Gluon where it takes the shape, a sum of heads being stored by one lane or held by four
-DESIGNS = ("loads", "tma", "hopper", "hopper, sums in four lanes")
+DESIGNS = ("loads", "tma", "hopper")  # FP8: pointers; keys by TMA; Gluon where it takes the shape
 DESIGN = "hopper"
 
 
@@ -171,11 +170,11 @@ def index_scores_triton(
     design = design or DESIGN
     if design not in DESIGNS:
         raise ValueError(f"index_scores: expected a design of {', '.join(DESIGNS)}, got {design!r}")
-    if design.startswith("hopper") and tile is None:
+    if design == "hopper" and tile is None:
         from kernels.index_scores_hopper import fits, index_scores_hopper
 
         if fits(q, k):
-            index_scores_hopper(q, k, w, start, k_scale, out, folded=design == DESIGN)
+            index_scores_hopper(q, k, w, start, k_scale, out)
             return out
     if tile is None:
         tile = TMA_TILE if design == "tma" and q.element_size() == 1 else TILES[q.element_size()]

@@ -61,10 +61,9 @@ def test_index_scores_load_keys_by_tma(build, positions):
     assert built.registers <= 160 or not built.pinned  # three programs of 128 threads an SM
 
 
-@pytest.mark.parametrize("folded", [True, False])
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("positions", [False, True])
-def test_the_gluon_index_scores_keep_everything_in_registers(build, positions, scaled, folded):
+def test_the_gluon_index_scores_keep_everything_in_registers(build, positions, scaled):
     pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")
     from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -76,14 +75,14 @@ def test_the_gluon_index_scores_keep_everything_in_registers(build, positions, s
     queries, keys = CHUNK + 1, CONTEXT - 1
     q, k, w = empty(queries, 64, 128, dtype=E4M3), empty(keys, 128, dtype=E4M3), empty(queries, 64)
     start, scale = empty(queries, dtype=I32) if positions else keys - queries, empty(keys) if scaled else None
-    launch = lambda: module.index_scores_hopper(q, k, w, start, scale, empty(queries, CONTEXT), folded)  # noqa: E731
+    launch = lambda: module.index_scores_hopper(q, k, w, start, scale, empty(queries, CONTEXT))  # noqa: E731
     built = build(module, "index_scores_hopper_kernel", launch, source=GluonASTSource)
     assert "wgmma" in built.ptx and "cp.async.bulk.tensor" in built.ptx and "setmaxnreg" in built.ptx
     assert built.registers == 128  # of every warp at launch: four groups of four warps fill an SM's registers
     assert built.stack == 0
-    # each of three groups: sums in two loops, -inf in a third; folded, of a pair of queries one score a lane
-    assert built.ptx.count("st.global.b32") == 3 * 3 * (1 if folded else 4)
-    assert built.ptx.count("shfl.sync.bfly") == 3 * 2 * (3 if folded else 8) + 4  # and the range of positions
+    # each of three groups: sums in two loops, -inf in a third; of a pair of queries one score a lane
+    assert built.ptx.count("st.global.b32") == 3 * 3
+    assert built.ptx.count("shfl.sync.bfly") == 3 * 2 * 3 + 4  # and the range of positions
 
 
 def test_float32_index_scores_compile(build):
@@ -116,8 +115,9 @@ def test_parts_of_rows_fit_twice_on_an_sm(build, monkeypatch):
     assert built.registers <= 64
 
 
-@pytest.mark.parametrize("batch, heads, dim", [(64, 64, 128), (1, 32, 128), (8, 4, 64)])
-def test_paged_index_scores_multiply_on_tensor_cores(build, monkeypatch, batch, heads, dim):
+@pytest.mark.parametrize("design", ["ahead", "loads"])
+@pytest.mark.parametrize("batch, heads, dim", [(64, 64, 128), (1, 32, 128), (8, 4, 64), (64, 64, 1024)])
+def test_paged_index_scores_multiply_on_tensor_cores(build, monkeypatch, batch, heads, dim, design):
     from kernels import index_scores_paged_triton as module
     from kernels.index_scores_paged import PAGE, page_bytes
 
@@ -127,33 +127,29 @@ def test_paged_index_scores_multiply_on_tensor_cores(build, monkeypatch, batch, 
     built = build(
         module,
         "index_scores_paged_kernel",
-        lambda: module.index_scores_paged_triton(q, pages, w, tables, empty(batch, dtype=I32), CONTEXT),
+        lambda: module.index_scores_paged_triton(q, pages, w, tables, empty(batch, dtype=I32), CONTEXT, design),
     )
     assert "wgmma" in built.ptx
     assert "cp.async" in built.ptx
 
 
 @pytest.mark.parametrize("batch", [1, 64, 128])
-@pytest.mark.parametrize(
-    "design, copy", [("ahead", "cp.async.cg"), ("tma_16", "bulk.tensor"), ("tma_wave", "bulk.tensor")]
-)
-def test_designs_of_paged_index_scores_keep_pages_under_way(build, monkeypatch, batch, design, copy):
-    from kernels import index_scores_paged_tma, index_scores_paged_triton
+def test_paged_index_scores_keep_three_pages_and_their_scales_under_way(build, monkeypatch, batch):
+    from kernels import index_scores_paged_triton as module
     from kernels.index_scores_paged import PAGE, page_bytes
 
-    tma = design.startswith("tma")
-    module = index_scores_paged_tma if tma else index_scores_paged_triton
     monkeypatch.setattr(module, "num_processors", lambda device: 132)
     q, w, lengths = empty(batch, 64, 128, dtype=E4M3), empty(batch, 64), empty(batch, dtype=I32)
     pages, tables = empty(5000, page_bytes(128), dtype=torch.uint8), empty(batch, CONTEXT // PAGE, dtype=I32)
     built = build(
         module,
-        "index_scores_paged_tma_kernel" if tma else "index_scores_paged_kernel",
-        lambda: index_scores_paged_triton.index_scores_paged_triton(q, pages, w, tables, lengths, CONTEXT, design),
+        "index_scores_paged_kernel",
+        lambda: module.index_scores_paged_triton(q, pages, w, tables, lengths, CONTEXT),
     )
-    assert "wgmma" in built.ptx and copy in built.ptx
+    assert "wgmma" in built.ptx and "cp.async.cg" in built.ptx
     assert built.stack == 0
-    programs = module.PROGRAMS_AN_SM if tma else module.PROGRAMS_AHEAD
+    assert built.shared >= 4 * page_bytes(128)  # the page that is multiplied as well
+    programs = module.PROGRAMS_AHEAD
     in_registers, in_shared = built.registers * 128 * programs <= 65_536, (built.shared + 1024) * programs <= 233_472
     assert (in_registers and in_shared) or not built.pinned  # all of an SM's
 

@@ -5,7 +5,6 @@ import torch
 
 from kernels.index_scores import index_scores_reference
 from kernels.index_scores_paged import PAGE, index_scores_paged_reference, page_bytes, write_index_pages
-from kernels.index_scores_paged_tma import RUNS, fits
 from kernels.index_scores_paged_triton import DESIGNS, index_scores_paged_triton
 from kernels.index_scores_triton import Tile, index_scores_triton
 
@@ -54,7 +53,7 @@ def test_several_ranges_of_keys_and_other_tiles_score_alike():
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("h, d", [(64, 128), (5, 32), (3, 48)])
+@pytest.mark.parametrize("h, d", [(64, 128), (5, 32), (3, 48), (3, 144)])
 def test_paged_scores_match_the_reference(h, d, design):
     lengths = torch.tensor([130, 0, 64, 1, 200], dtype=torch.int32)
     pages, tables = filled_pages(20, d, 5, 4)
@@ -77,8 +76,7 @@ def test_paged_scores_do_not_depend_on_who_computes_them_nor_on_rows_without_key
     monkeypatch.setattr("kernels.index_scores_paged_triton.ROUNDS", 1)
     monkeypatch.setattr("kernels.index_scores_paged_triton.MAX_PAGES_A_PROGRAM", 1 << 10)
     monkeypatch.setattr("kernels.index_scores_paged_triton.PROGRAMS_AHEAD", programs)
-    monkeypatch.setattr("kernels.index_scores_paged_tma.PROGRAMS_AN_SM", programs)
-    monkeypatch.setitem(RUNS, "tma_16", 2 * programs)
+    monkeypatch.setattr("kernels.index_scores_paged_triton.PAGES_AHEAD", 1 << 10)
     actual = index_scores_paged_triton(q, pages, w, tables, lengths, 768, design)
     assert torch.equal(known(actual, lengths), known(expected, lengths))
     assert bool(known(actual, lengths)[4, :700].isfinite().all())
@@ -90,21 +88,13 @@ def test_nothing_is_written_behind_a_length_and_strided_pages_are_read(monkeypat
     pages, tables = filled_pages(12, 64, 4, 3)
     q, w = torch.randn(4, 9, 64).to(torch.float8_e4m3fn), torch.randn(4, 9)
     expected = index_scores_paged_reference(q, pages, w, tables, lengths, 192)
-    for gap in (0, 16, 256, 512):  # TMA takes gaps of whole rows of scales, others are loaded
+    for gap in (0, 16, 512):
         apart = torch.zeros(12, pages.shape[1] + gap, dtype=torch.uint8)[:, : pages.shape[1]].copy_(pages)
         out = torch.full((4, 192), 7.0)
         monkeypatch.setattr("kernels.index_scores_paged_triton.empty_scores", lambda *_, out=out: out)
         index_scores_paged_triton(q, apart, w, tables, lengths, 192, design)
         torch.testing.assert_close(known(out, lengths), expected, rtol=1e-5, atol=1e-4)
         assert bool((out[expected.isneginf()] == 7).all())
-
-
-def test_pages_are_taken_by_tma_where_they_are_whole_rows():
-    q, pages = torch.zeros(2, 4, 128).to(torch.float8_e4m3fn), torch.zeros(3, page_bytes(128) + 256, dtype=torch.uint8)
-    assert fits(q, pages) and fits(q, pages[:, : page_bytes(128)])
-    assert not fits(q, pages[:, 16:].contiguous())
-    assert not fits(q[..., :48], torch.zeros(3, page_bytes(48), dtype=torch.uint8))
-    assert not fits(q, torch.zeros(0, page_bytes(128), dtype=torch.uint8))
 
 
 def test_an_unknown_design_of_paged_scores_is_refused():

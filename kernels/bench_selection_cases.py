@@ -76,8 +76,10 @@ def cases() -> Iterator[Case]:
         for name in (None, "fast", "fast_at_once", "row", "bounded"):
             yield topk_case(QUERIES, keys, peer, name)
     for (keys, rows), peer in FEW_ROWS_MS.items():
-        for name in (None, "fast_at_once", "split", "bounded"):
+        for name in (None, "fast_at_once", "bounded", *decode_designs(rows, keys)):
             yield topk_case(rows, keys, peer, name)
+    for name in (None, "pairs_16", "large_parts_16"):
+        yield topk_case(64, 131072, None, name, seeing=8)
     for (keys, batch), peer in PAGED_MS.items():
         yield paged_case(batch, keys, peer)
     for (keys, batch), peer in PAGED_MS.items():
@@ -143,20 +145,37 @@ def decode(batch: int, keys: int, design: str | None = None) -> Callable[[], Cal
     return prepare
 
 
-def topk_case(rows: int, keys: int, peer: float, design: str | None) -> Case:
+def decode_designs(rows: int, keys: int) -> tuple[str, ...]:
+    """Designs of top-k that are meant for decode's batches; rows of 8,192 are never split."""
+    if rows == 8:
+        return ("large_parts_16",)
+    if rows < 64:
+        return ()
+    return ("pairs", "pairs_16") if keys <= 8192 else ("pairs", "pairs_16", "large_parts", "large_parts_16")
+
+
+def topk_case(rows: int, keys: int, peer: float | None, design: str | None, seeing: int | None = None) -> Case:
+    """seeing: how many rows see keys at all, the others pad a batch; None for all."""
+
     def prepare() -> Callable[[], object]:
         scores = torch.randn(rows, keys, device="cuda")
         visible = torch.arange(keys - rows + 1, keys + 1, dtype=torch.int32, device="cuda")
+        if seeing is not None:
+            visible[seeing:] = 0
         call = (lambda: topk(scores, TOPK, visible)) if design is None else partial(
             topk_triton, scores, TOPK, visible, design
         )  # fmt: skip
         return call if rows == QUERIES else graphed(call)
 
     return Case(
-        kernel="topk", shape=f"{TOPK} of {keys}, {rows} rows" + (f", {design}" if design else ""), prepare=prepare,
-        num_bytes=4.0 * rows * keys, peer_ms={"best of vLLM and sgl-kernel": peer}, goal_ms=peer, tests="topk",
-        bar_ms=None if design else TOPK_BARS.get((keys, rows)), context=keys, series="float32",
-        panel=f"topk, {rows:,} rows" if rows in (1, 64, QUERIES) and not design else "",
+        kernel="topk",
+        shape=f"{TOPK} of {keys}, {rows} rows" + (f", {seeing} with keys" if seeing else "")
+        + (f", {design}" if design else ""),
+        prepare=prepare, num_bytes=4.0 * (seeing or rows) * keys,
+        peer_ms={"best of vLLM and sgl-kernel": peer} if peer else {},
+        goal_ms=peer, tests="topk",
+        bar_ms=None if design or seeing else TOPK_BARS.get((keys, rows)), context=keys, series="float32",
+        panel=f"topk, {rows:,} rows" if rows in (1, 64, QUERIES) and not design and not seeing else "",
     )  # fmt: skip
 
 

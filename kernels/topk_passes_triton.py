@@ -5,6 +5,7 @@ import triton.language as tl
 
 LEAST_KEY = tl.constexpr(-(2**31))
 MINUS_INF = tl.constexpr(-2139095041)  # the key of -inf
+NEAR = tl.constexpr(1 << 25)  # keys from a positive number to a sixteenth of it
 
 
 @triton.jit
@@ -17,13 +18,19 @@ def _keys(scores):
 
 
 @triton.jit
-def _pivot(row_ptr, num_keys, rank, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """A key that about rank to 17/16 rank of the sampled scores reach."""
+def _sampled(row_ptr, num_keys, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Keys of a sample of the row: [NUM_GROUPS, GROUP]."""
     groups = tl.arange(0, NUM_GROUPS)
     stride = num_keys // (NUM_GROUPS * GROUP)  # in neighbours' groups, >= 1
     jitter = ((groups.to(tl.uint32) * 0x9E3779B1) >> 8).to(tl.int32) % stride
     cols = (groups * stride + jitter)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    keys = tl.reshape(_keys(tl.load(row_ptr + cols)), (NUM_GROUPS * GROUP,))
+    return _keys(tl.load(row_ptr + cols))
+
+
+@triton.jit
+def _pivot(row_ptr, num_keys, rank, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """A key that about rank to 17/16 rank of the sampled scores reach."""
+    keys = tl.reshape(_sampled(row_ptr, num_keys, NUM_GROUPS, GROUP), (NUM_GROUPS * GROUP,))
     found = tl.full((), 0, tl.uint32)  # the largest key tried that rank samples reach, as an offset to the least key
     step = tl.full((), 1 << 31, tl.uint32)
     while step > 0:
@@ -32,6 +39,24 @@ def _pivot(row_ptr, num_keys, rank, NUM_GROUPS: tl.constexpr, GROUP: tl.constexp
         found = tl.where(reached >= rank, tried, found)
         step = tl.where((reached >= rank) & (reached <= rank + rank // 16), 0, step >> 1)
     return tl.maximum((found ^ 0x80000000).to(tl.int32, bitcast=True), MINUS_INF)
+
+
+@triton.jit
+def _pivot_below(row_ptr, num_keys, rank, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """As `_pivot`, searched from the best sample down to 1/16 of it first: about 8 counts in place of 13."""
+    keys = tl.reshape(_sampled(row_ptr, num_keys, NUM_GROUPS, GROUP), (NUM_GROUPS * GROUP,))
+    high = tl.max(keys, axis=0)
+    low = tl.maximum(high, MINUS_INF + NEAR) - NEAR
+    near = tl.sum((keys >= low).to(tl.int32), axis=0) >= rank
+    high = tl.where(near, high, low - 1)
+    low = tl.where(near, low, MINUS_INF)
+    while low < high:
+        tried = _between(low, high) + 1
+        reached = tl.sum((keys >= tried).to(tl.int32), axis=0)
+        low = tl.where(reached >= rank, tried, low)
+        high = tl.where(reached >= rank, high, tried - 1)
+        high = tl.where((reached >= rank) & (reached <= rank + rank // 16), low, high)
+    return low
 
 
 @triton.jit
@@ -115,8 +140,10 @@ def _gather(row_ptr, num_keys, pivot, k, list_ptr, BLOCK: tl.constexpr, LIST: tl
 
 
 @triton.jit
-def _gather_from(row_ptr, num_keys, pivot, list_ptr, BLOCK: tl.constexpr, LIST: tl.constexpr, DIRECT: tl.constexpr):
-    """List every score that reaches the pivot, a key above -inf's, by ascending id: how many there are.
+def _gather_from(
+    row_ptr, num_keys, pivot, list_ptr, BLOCK: tl.constexpr, LIST: tl.constexpr, DIRECT: tl.constexpr, first_id=0
+):
+    """List every score that reaches the pivot, a key above -inf's, by ascending id from first_id: how many there are.
 
     A third of `_gather`'s instructions, but a plateau at the pivot is listed whole: then the list may be too short.
     """
@@ -133,12 +160,13 @@ def _gather_from(row_ptr, num_keys, pivot, list_ptr, BLOCK: tl.constexpr, LIST: 
         behind = tl.load(row_ptr + ids + BLOCK * 3 // 2, mask=ids + BLOCK * 3 // 2 < readable, other=0.0)
         # false where a score is NaN
         found = _list_halves(
-            list_ptr, first >= threshold, second >= threshold, first, second, ids, found, BLOCK // 2, LIST, DIRECT
-        )
+            list_ptr, first >= threshold, second >= threshold, first, second, ids + first_id, found,
+            BLOCK // 2, LIST, DIRECT,
+        )  # fmt: skip
     ids = num_keys // BLOCK * BLOCK + offsets
     first = (ahead >= threshold) & (ids < num_keys)
     second = (behind >= threshold) & (ids + BLOCK // 2 < num_keys)
-    return _list_halves(list_ptr, first, second, ahead, behind, ids, found, BLOCK // 2, LIST, DIRECT)
+    return _list_halves(list_ptr, first, second, ahead, behind, ids + first_id, found, BLOCK // 2, LIST, DIRECT)
 
 
 @triton.jit

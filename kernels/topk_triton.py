@@ -20,9 +20,11 @@ from kernels.topk_passes_triton import (
     _choose,
     _choose_at_once,
     _choose_of_row,
+    _gather_from,
     _list_best,
     _list_halves,
     _pivot,
+    _pivot_below,
     _places_of_parts,
 )
 
@@ -31,11 +33,13 @@ SAMPLED_TRIES = 4  # guesses from the sample before the bracket is simply halved
 MIN_LIST = 2048
 BUSY_ROWS = 256  # from here on four rows share an SM; below, a row gets a whole one
 WIDE = {"BLOCK": 8192, "num_warps": 32}
+FEW_WARPS = {"BLOCK": 8192, "num_warps": 16}  # of 128 registers: a choice's scalars cost half the instructions
 NARROW = {"BLOCK": 2048, "num_warps": 8, "maxnreg": 64}
 SHARED = {"num_warps": 16, "maxnreg": 64}  # of a part: two on an SM
 NARROW_PROGRAMS = 4  # an SM's registers hold so many
 ROW = 8192  # scores that a program can hold in registers
 PART = 8192  # scores of a part, where programs share a row
+PARTS_AT_ONCE = 2  # parts that an SM works on
 SPLIT_ROWS = 128  # up to here programs share rows
 BOUNDED_SPLIT_ROWS = 32  # likewise: 64 rows and more were faster with a program each
 WIDE_LIST = 8192  # entries that a program with an SM of its own lists: 1 row in 30,000 misses them, of 4,096 1 in 40
@@ -46,22 +50,32 @@ MAX_AT_ONCE = 8192  # entries of a list that is chosen from in registers
 class Design:
     """fast: a shorter gathering pass first; at_once: choose from a list in registers; row: rows of up to 8,192 scores
     are not gathered at all; split: several programs gather a row if rows are few; bounded: a missed pivot costs one
-    more pass, any row seven reads at most, and choices interpolate (`topk_bounded_triton`; needs the three before)."""
+    more pass, any row seven reads at most, and choices interpolate (`topk_bounded_triton`; needs the three before);
+    pairs: choices by two thresholds a count (bounded only); few_warps: 16 in place of 32 where a row has its SM; large:
+    rows are split up to SPLIT_ROWS, into parts so large that all are at work at once."""
 
     fast: bool = False
     at_once: bool = False
     row: bool = False
     split: bool = False
     bounded: bool = False
+    pairs: bool = False
+    few_warps: bool = False
+    large: bool = False
 
 
+BOUNDED = Design(fast=True, at_once=True, row=True, split=True, bounded=True)
 DESIGNS = {
     "gather": Design(),
     "fast": Design(fast=True),
     "fast_at_once": Design(fast=True, at_once=True),
     "row": Design(fast=True, row=True),
     "split": Design(fast=True, at_once=True, row=True, split=True),
-    "bounded": Design(fast=True, at_once=True, row=True, split=True, bounded=True),
+    "bounded": BOUNDED,
+    "pairs": dataclasses.replace(BOUNDED, pairs=True),
+    "pairs_16": dataclasses.replace(BOUNDED, pairs=True, few_warps=True),
+    "large_parts": dataclasses.replace(BOUNDED, pairs=True, large=True),
+    "large_parts_16": dataclasses.replace(BOUNDED, pairs=True, few_warps=True, large=True),
 }
 DESIGN = "bounded"
 
@@ -70,9 +84,9 @@ DESIGN = "bounded"
 def topk_parts_kernel(
     scores_ptr, visible_ptr, lists_ptr, counts_ptr, pivots_ptr, num_keys, k, target, row_stride,
     LIST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, ROW: tl.constexpr,
-    NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, DIRECT: tl.constexpr,
+    NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    # one program: what reaches the row's sampled pivot in one part of it
+    # one program: what reaches the row's sampled pivot in one part of it; BLOCK: a part that is loaded at once
     row = tl.program_id(0)
     part = tl.program_id(1)
     visible = tl.minimum(tl.maximum(tl.load(visible_ptr + row).to(tl.int32), 0), num_keys)
@@ -80,17 +94,24 @@ def topk_parts_kernel(
     if (visible > ROW) & (visible > k) & (first < visible):
         row_ptr = scores_ptr + tl.cast(row, tl.int64) * row_stride
         here = tl.minimum(visible - first, PART)
+        list_ptr = lists_ptr + tl.cast(row * PARTS + part, tl.int64) * (2 * LIST)
+        rank = tl.maximum(NUM_GROUPS * GROUP * target // visible, 1)
         offsets = tl.arange(0, PART // 2)
         readable = (here + 3) // 4 * 4
-        near = tl.load(row_ptr + first + offsets, mask=offsets < readable, other=0.0)
-        far = tl.load(row_ptr + first + PART // 2 + offsets, mask=PART // 2 + offsets < readable, other=0.0)
-        rank = tl.maximum(NUM_GROUPS * GROUP * target // visible, 1)
-        pivot = _pivot(row_ptr, visible, rank, NUM_GROUPS, GROUP)  # the same in every part
-        threshold = (pivot ^ ((pivot >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-        keep_near = (near >= threshold) & (offsets < here)
-        keep_far = (far >= threshold) & (PART // 2 + offsets < here)
-        list_ptr = lists_ptr + tl.cast(row * PARTS + part, tl.int64) * (2 * LIST)
-        found = _list_halves(list_ptr, keep_near, keep_far, near, far, first + offsets, 0, PART // 2, LIST, DIRECT)
+        if PART <= BLOCK:  # loaded while the pivot is looked for
+            near = tl.load(row_ptr + first + offsets, mask=offsets < readable, other=0.0)
+            far = tl.load(row_ptr + first + PART // 2 + offsets, mask=PART // 2 + offsets < readable, other=0.0)
+        if PAIRS:  # the same in every part
+            pivot = _pivot_below(row_ptr, visible, rank, NUM_GROUPS, GROUP)
+        else:
+            pivot = _pivot(row_ptr, visible, rank, NUM_GROUPS, GROUP)
+        if PART <= BLOCK:
+            threshold = (pivot ^ ((pivot >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+            keep_near = (near >= threshold) & (offsets < here)
+            keep_far = (far >= threshold) & (PART // 2 + offsets < here)
+            found = _list_halves(list_ptr, keep_near, keep_far, near, far, first + offsets, 0, PART // 2, LIST, DIRECT)
+        else:
+            found = _gather_from(row_ptr + first, here, pivot, list_ptr, BLOCK // 2, LIST, DIRECT, first)
         tl.store(counts_ptr + row * PARTS + part, found)
         if part == 0:
             tl.store(pivots_ptr + row, pivot)
@@ -103,7 +124,7 @@ def topk_kernel(
     LIST: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, TRIES: tl.constexpr, DIRECT: tl.constexpr,
     FAST: tl.constexpr, ROW: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    BOUNDED: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     # one program goes from row to row and keeps its list in scratch memory of its own, which stays in L2
     for row in tl.range(tl.program_id(0), num_rows, tl.num_programs(0), disable_licm=True):
@@ -121,7 +142,7 @@ def topk_kernel(
             if ROW > 0:  # noqa: SIM102 -- a constant: the rest is not compiled at all
                 if whole:
                     if BOUNDED:
-                        _best_of_row(row_ptr, visible, k, row_out, ROW, DIRECT)
+                        _best_of_row(row_ptr, visible, k, row_out, ROW, DIRECT, PAIRS)
                     else:
                         _choose_of_row(row_ptr, visible, k, row_out, ROW, DIRECT)
             if not whole:
@@ -135,21 +156,22 @@ def topk_kernel(
                     if done:
                         row_parts = parts_ptr + tl.cast(row, tl.int64) * (2 * PARTS * LIST)
                         if BOUNDED:
-                            _best_of_list(row_parts, places, found, pivot, k, row_out, LIST, DIRECT)
+                            _best_of_list(row_parts, places, found, pivot, k, row_out, LIST, DIRECT, PAIRS)
                         else:
                             _choose_at_once(row_parts, places, found, pivot, k, row_out, LIST, DIRECT)
                 if not done:
                     if BOUNDED:
                         pivot, size = _list_surely(
-                            row_ptr, visible, k, target, pivot, found, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, DIRECT
-                        )
+                            row_ptr, visible, k, target, pivot, found, list_ptr,
+                            LIST, BLOCK, NUM_GROUPS, GROUP, DIRECT, PAIRS,
+                        )  # fmt: skip
                     else:
                         pivot, size = _list_best(
                             row_ptr, visible, k, target, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, TRIES, FAST, DIRECT
                         )
                     tl.debug_barrier()  # the list is written by other threads than those that read it
                     if BOUNDED and AT_ONCE:
-                        _best_of_list(list_ptr, tl.arange(0, LIST), size, pivot, k, row_out, LIST, DIRECT)
+                        _best_of_list(list_ptr, tl.arange(0, LIST), size, pivot, k, row_out, LIST, DIRECT, PAIRS)
                     elif AT_ONCE:
                         _choose_at_once(list_ptr, tl.arange(0, LIST), size, pivot, k, row_out, LIST, DIRECT)
                     else:
@@ -175,10 +197,14 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
         length = max(length, WIDE_LIST)
     programs = s if wide else min(s, NARROW_PROGRAMS * num_processors(scores.device))
     row = ROW if plan.row and k < ROW else 0
-    if plan.bounded and t > ROW:
+    if plan.bounded and t > ROW and not (plan.pairs and wide):
         row = 0  # both ways in one program take more registers than four of them leave
-    split = plan.split and s <= (BOUNDED_SPLIT_ROWS if plan.bounded else SPLIT_ROWS) and t > max(row, length)
-    parts = triton.next_power_of_2(triton.cdiv(t, PART)) if split else 0
+    few = SPLIT_ROWS if plan.large or not plan.bounded else BOUNDED_SPLIT_ROWS
+    part = PART
+    while plan.large and part < t and s * triton.cdiv(t, part) > PARTS_AT_ONCE * num_processors(scores.device):
+        part *= 2
+    split = plan.split and s <= few and t > max(row, length, part if plan.large else 0)
+    parts = triton.next_power_of_2(triton.cdiv(t, part)) if split else 0
     # one allocation: lists of programs, lists of parts, counts of parts, pivots of rows
     sizes = [programs * length * 2, s * parts * length * 2, s * parts, s]
     lists, of_parts, counts, pivots = torch.empty(sum(sizes), dtype=torch.int32, device=scores.device).split(sizes)
@@ -186,16 +212,17 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
     sample = {"NUM_GROUPS": min(NUM_GROUPS, length // GROUP), "GROUP": GROUP}
     direct = scores.device.type != "cpu"  # the interpreter knows no PTX
     if parts:
-        topk_parts_kernel[(s, triton.cdiv(t, PART))](
+        topk_parts_kernel[(s, triton.cdiv(t, part))](
             scores, visible, of_parts, counts, pivots, t, k, target, scores.stride(0),
-            LIST=length, PART=PART, PARTS=parts, ROW=row, DIRECT=direct, **sample, **SHARED,
+            LIST=length, PART=part, PARTS=parts, ROW=row, DIRECT=direct, BLOCK=PART, PAIRS=plan.pairs,
+            **sample, **SHARED,
         )  # fmt: skip
     topk_kernel[(programs,)](
         scores, visible, lists, of_parts, counts, pivots, out, s, t, k, target, scores.stride(0),
         LIST=length, CHUNK=1024, TRIES=SAMPLED_TRIES, DIRECT=direct,
-        FAST=plan.fast, ROW=row, PART=PART, PARTS=parts, AT_ONCE=plan.at_once and length <= MAX_AT_ONCE,
-        BOUNDED=plan.bounded,
-        **sample, **(WIDE if wide else NARROW),
+        FAST=plan.fast, ROW=row, PART=part, PARTS=parts, AT_ONCE=plan.at_once and length <= MAX_AT_ONCE,
+        BOUNDED=plan.bounded, PAIRS=plan.pairs,
+        **sample, **((FEW_WARPS if plan.few_warps else WIDE) if wide else NARROW),
     )  # fmt: skip
     return out
 

@@ -265,7 +265,10 @@ def test_topk_reads_rows_that_are_not_aligned():
 
 @pytest.mark.parametrize("design", TOPK_DESIGNS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows, cols, k", [(1, 20_001, 2048), (7, 131_072, 2048), (300, 8193, 2048), (600, 3000, 100)])
+@pytest.mark.parametrize(
+    "rows, cols, k",
+    [(1, 20_001, 2048), (7, 131_072, 2048), (64, 33_001, 2048), (100, 8192, 2048), (300, 8193, 2048), (600, 3000, 100)],
+)
 def test_every_design_of_topk_is_the_stable_sort(design, kind, rows, cols, k):
     scores = adversarial(kind, rows, cols)
     visible = torch.randint(0, cols + 1, (rows,), dtype=torch.int32)
@@ -286,6 +289,17 @@ def test_every_design_of_topk_takes_sorted_rows_and_late_winners(design):
     for k in (1, 100, 2048, 5000):
         expected = topk_reference(scores, k, visible)
         assert torch.equal(topk_triton(scores.cuda(), k, visible.cuda(), design).cpu(), expected)
+
+
+@pytest.mark.parametrize("design", TOPK_DESIGNS)
+def test_every_design_of_topk_takes_a_padded_batch_of_decode(design):
+    scores = torch.randn(64, 131_072)
+    visible = torch.zeros(64, dtype=torch.int32)
+    visible[:7] = torch.tensor([131_072, 131_071, 70_001, 8192, 8193, 2049, 2048])
+    expected = topk_reference(scores, 2048, visible)
+    for _ in range(2):
+        poison_memory(1 << 26)
+        assert torch.equal(topk_triton(scores.cuda(), 2048, visible.cuda(), design).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])

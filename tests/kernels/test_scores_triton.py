@@ -92,7 +92,10 @@ def test_float32_index_scores_compile(build):
     build(module, "index_scores_kernel", lambda: module.index_scores_triton(q, k, w, empty(CHUNK, dtype=I32)))
 
 
-@pytest.mark.parametrize("design", ["gather", "fast", "fast_at_once", "row", "split", "bounded"])
+@pytest.mark.parametrize(
+    "design",
+    ["gather", "fast", "fast_at_once", "row", "split", "bounded", "pairs", "pairs_16", "large_parts", "large_parts_16"],
+)
 @pytest.mark.parametrize("rows, k", [(CHUNK, 2048), (64, 2048), (1, 16), (CHUNK, 128)])
 def test_topk_reads_whole_vectors(build, monkeypatch, rows, k, design):
     from kernels import topk_triton as module
@@ -102,15 +105,18 @@ def test_topk_reads_whole_vectors(build, monkeypatch, rows, k, design):
     scores, visible = empty(rows, CONTEXT), empty(rows, dtype=I32)
     built = build(module, "topk_kernel", lambda: module.topk_triton(scores, k, visible, design))
     assert "ld.global.v4" in built.ptx
-    assert built.registers <= 64  # four programs of 256 threads, or one of 1,024, fill an SM
+    # four programs of 256 threads, or one of 1,024 or of 512, fill an SM
+    assert built.registers <= (128 if design.endswith("_16") and rows < 256 else 64)
 
 
-def test_parts_of_rows_fit_twice_on_an_sm(build, monkeypatch):
+@pytest.mark.parametrize("rows, design", [(8, "split"), (8, "large_parts"), (64, "large_parts")])
+def test_parts_of_rows_fit_twice_on_an_sm(build, monkeypatch, rows, design):
     from kernels import topk_triton as module
 
+    monkeypatch.setattr(module, "num_processors", lambda device: 132)
     monkeypatch.setattr(module, "topk_kernel", Idle())
-    scores, visible = empty(8, CONTEXT), empty(8, dtype=I32)
-    built = build(module, "topk_parts_kernel", lambda: module.topk_triton(scores, 2048, visible, "split"))
+    scores, visible = empty(rows, CONTEXT), empty(rows, dtype=I32)
+    built = build(module, "topk_parts_kernel", lambda: module.topk_triton(scores, 2048, visible, design))
     assert "ld.global.v4" in built.ptx
     assert built.registers <= 64
 

@@ -15,6 +15,7 @@ def design(request, monkeypatch):
     """Each design by name, with rows and parts small enough that short rows meet every path."""
     monkeypatch.setattr(module, "ROW", 2048)
     monkeypatch.setattr(module, "PART", 1024)
+    monkeypatch.setattr(module, "PARTS_AT_ONCE", 6)
     monkeypatch.setattr(module, "DESIGN", request.param)
     return request.param
 
@@ -118,3 +119,41 @@ def test_a_pivot_that_missed_is_corrected_by_its_count(monkeypatch, tries, narro
     scores[0, sampled[torch.rand(1024) < 0.6]] = -9.0
     assert torch.equal(topk_triton(scores, 500, visible, "bounded"), topk_reference(scores, 500, visible))
     assert bool(calls) == narrowed
+
+
+@pytest.mark.parametrize("design", ["pairs", "large_parts_16"])
+def test_the_kth_score_is_found_among_equal_infinite_and_next_to_equal_ones(design):
+    row = torch.randn(900)
+    close = torch.full((900,), 1.0)
+    close[::7] = 1.0 + 2**-23  # the next float32
+    zeros = torch.zeros(900)
+    zeros[::2] = -0.0
+    zeros[:30], zeros[30:60] = -1.0, 1.0
+    infinite = row.clone()
+    infinite[:50], infinite[50:100], infinite[100:150] = float("inf"), float("-inf"), float("nan")
+    scores = torch.stack([row, close, zeros, infinite, row * 1e38, row * 1e-42])
+    visible = torch.full((6,), 900, dtype=torch.int32)
+    for k in (1, 2, 29, 31, 50, 51, 129, 130, 750, 801, 899):
+        assert torch.equal(topk_triton(scores, k, visible, design), topk_reference(scores, k, visible))
+
+
+def test_large_parts_are_as_many_as_work_at_once(monkeypatch):
+    grids = []
+    kernel = module.topk_parts_kernel
+
+    class Counted:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(module, "topk_parts_kernel", Counted())
+    monkeypatch.setattr(module, "ROW", 256)
+    monkeypatch.setattr(module, "PART", 512)
+    monkeypatch.setattr(module, "WIDE_LIST", 256)
+    monkeypatch.setattr(module, "MIN_LIST", 256)
+    monkeypatch.setattr(module, "PARTS_AT_ONCE", 16)
+    for rows in (1, 4, 7, 40):
+        scores, visible = torch.randn(rows, 4000), torch.randint(0, 4001, (rows,), dtype=torch.int32)
+        visible[0] = 4000
+        assert torch.equal(topk_triton(scores, 60, visible, "large_parts"), topk_reference(scores, 60, visible))
+    assert grids == [(1, 8), (4, 4), (7, 2)]  # a row each where there are more rows than places

@@ -51,8 +51,8 @@ class Design:
     """fast: a shorter gathering pass first; at_once: choose from a list in registers; row: rows of up to 8,192 scores
     are not gathered at all; split: several programs gather a row if rows are few; bounded: a missed pivot costs one
     more pass, any row seven reads at most, and choices interpolate (`topk_bounded_triton`; needs the three before);
-    pairs: choices by two thresholds a count (bounded only); few_warps: 16 in place of 32 where a row has its SM; large:
-    rows are split up to SPLIT_ROWS, into parts so large that all are at work at once."""
+    pairs: choices by two thresholds a count (bounded only, where a row has its SM); few_warps: 16 in place of 32 there;
+    large: rows are split up to SPLIT_ROWS, into parts so large that all are at work at once."""
 
     fast: bool = False
     at_once: bool = False
@@ -77,7 +77,7 @@ DESIGNS = {
     "large_parts": dataclasses.replace(BOUNDED, pairs=True, large=True),
     "large_parts_16": dataclasses.replace(BOUNDED, pairs=True, few_warps=True, large=True),
 }
-DESIGN = "bounded"
+DESIGN = "large_parts_16"
 
 
 @triton.jit(do_not_specialize=["num_keys", "k", "target"])
@@ -221,7 +221,7 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
         scores, visible, lists, of_parts, counts, pivots, out, s, t, k, target, scores.stride(0),
         LIST=length, CHUNK=1024, TRIES=SAMPLED_TRIES, DIRECT=direct,
         FAST=plan.fast, ROW=row, PART=part, PARTS=parts, AT_ONCE=plan.at_once and length <= MAX_AT_ONCE,
-        BOUNDED=plan.bounded, PAIRS=plan.pairs,
+        BOUNDED=plan.bounded, PAIRS=plan.pairs and wide,
         **sample, **((FEW_WARPS if plan.few_warps else WIDE) if wide else NARROW),
     )  # fmt: skip
     return out

@@ -101,16 +101,26 @@ def mass_block() -> str:
     return "\n".join(lines)
 
 
-def perplexity_block() -> str:
-    """The book's perplexity with k keys, by who chose them."""
+def indexer_block() -> str:
+    """Headline scores and the book's perplexity at both lengths, by k and by who chose the keys."""
     with (INDEXER / "cells.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"] == "perplexity" and not row["group"]]
-    found = {row["variant"]: float(row["mean"]) for row in rows}
-    lines = ["| Keys | indexer | oracle | recency |", "|:---|---:|---:|---:|"]
-    for k in (256, 128, 64):
-        cells = [f"{found[f'{selector}{k}']:.1f}" for selector in ("indexer", "oracle", "recency")]
-        lines.append(f"| {k} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Dense, all keys: {found['dense']:.1f}."])
+        rows = list(csv.DictReader(file))
+    scores = {(row["variant"], row["task"]): row for row in rows if row["headline"] == "True" and not row["group"]}
+    books = {(row["variant"], row["group"]): float(row["mean"]) for row in rows if row["metric"] == "perplexity"}
+    shown = {"mmlu_pro": "MMLU-Pro", "niah_single_2": "single needle", "niah_multikey_1": "one of four needles",
+             "tool_use": "function calls"}  # fmt: skip
+    lengths = sorted({json.loads(group)["length"] for _, group in books if group})
+    head = ["Keys", "chosen by", *shown.values(), *(f"perplexity, {length:,} tokens" for length in lengths)]
+    lines = [f"| {' | '.join(head)} |", "|---:|:---|" + "---:|" * (len(head) - 2)]
+    chosen = [("all", "–", "dense")]  # noqa: RUF001
+    chosen += [(k, name, f"{name}{k}") for k in ("256", "128", "64") for name in ("indexer", "oracle", "recency")]
+    for keys, name, variant in chosen:
+        cells = [f"{100 * float(scores[variant, task]['mean']):.1f}" for task in shown]
+        cells += [f"{books[variant, json.dumps({'length': length})]:.1f}" for length in lengths]
+        lines.append(f"| {' | '.join((keys, name, *cells))} |")
+    counts = ", ".join(f"{shown[task]} {scores['dense', task]['n']}" for task in shown)
+    lost = sum(int(row["errors"]) for row in scores.values())
+    return "\n".join([*lines, "", f"Scores in %, samples a variant: {counts}. {lost} samples of all tasks failed."])
 
 
 def tiny_block() -> str:
@@ -140,7 +150,7 @@ BLOCKS = (
     (CARD, "training table", TRAINING, training_block),
     (CARD, "results table", TINY / "README.md", tiny_block),
     (INDEXER_CARD, "mass table", INDEXER_TRAINING, mass_block),
-    (INDEXER_CARD, "perplexity table", INDEXER / "cells.csv", perplexity_block),
+    (INDEXER_CARD, "results table", INDEXER / "cells.csv", indexer_block),
 )
 
 

@@ -18,12 +18,15 @@ TONES = {
     "DIFFERENT, WITHIN MARGIN": ("≈", "mixed"),
     "DIFFERENT": ("≠", "bad"),
 }
+OVERVIEW_FROM = 10  # verdicts that are too many to be read one by one
+SIGNS = "= equivalent, ≥ not inferior, ≈ different within the margin, ≠ worse, > better, ? inconclusive, ○ saturated"
 
 
 def comparison_view(results: Row, comparison: Row) -> dict[str, Any]:
     """Whole-task rows with verdicts and drawings, other metrics, and the rows within groups, which are exploration.
 
-    Returns a dict: baseline, alpha, rows, by_task (the same rows), others (metrics beside the headline), groups, axis.
+    Returns a dict: baseline, alpha, rows, by_task (the same rows), overview (of many rows, else None), signs (its key),
+    others (metrics beside the headline), groups, axis.
     """
     leading = leading_rows(results, comparison["rows"])
     axis = _Axis(leading)
@@ -37,12 +40,25 @@ def comparison_view(results: Row, comparison: Row) -> dict[str, Any]:
         by_task.setdefault(row["task"], []).append(row)
     return {
         "by_task": list(by_task.values()),
+        "overview": overview(rows) if len(rows) >= OVERVIEW_FROM else None,
+        "signs": SIGNS,
         "baseline": comparison["baseline"],
         "alpha": numbers.percent(comparison["alpha"], 0),
         "rows": rows,
         "others": views([row for row in comparison["rows"] if not row["group"] and row not in leading]),
         "groups": views([*(row for row in comparison["rows"] if row["group"]), *comparison.get("by_group", ())]),
         "axis": axis.drawing(),
+    }
+
+
+def overview(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows as a table: {"variants": [(name, series)], "tasks": [(task, its rows by variant, None for none)]}."""
+    variants = dict.fromkeys((row["variant"], row["series"]) for row in rows)
+    found = {(row["task"], row["variant"]): row for row in rows}
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    return {
+        "variants": list(variants),
+        "tasks": [(task, [found.get((task, name)) for name, _ in variants]) for task in tasks],
     }
 
 

@@ -1,9 +1,11 @@
 """The README.md of a publication: verdicts, tables, settings and how it was made."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import numbers, tables
+from harness.report_parts.comparison_section import OVERVIEW_FROM, SIGNS, tone
 from harness.report_parts.manifest_section import flat_rows
 from harness.report_parts.run_data import RunData
 from harness.report_parts.text import visible
@@ -25,7 +27,7 @@ def readme(run: RunData) -> str:
     parts = [f"# {_plain(results['name'])}", _origin(run)]
     if comparison is not None:
         leading = tables.leading_rows(results, tables.comparison_rows(results, comparison))
-        parts += ["## Verdicts", "\n".join(f"- **{_plain(r['verdict'])}.** {_plain(r['sentence'])}" for r in leading)]
+        parts += ["## Verdicts", *_verdicts(leading, comparison["baseline"])]
     parts += ["## Scores", tables.to_markdown(tables.HEADLINE_COLUMNS, rows)]
     if any(row["limit_lowered"] for row in rows):
         parts.append("† The token limit was set below the protocol's; scores may be lower for that reason alone.")
@@ -42,6 +44,26 @@ def readme(run: RunData) -> str:
     parts += _recall(run)
     parts += ["## Settings", _settings(run), "## How it was made", _made(run)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
+    """A sentence each; many of them folded, below a table of differences in points."""
+    sentences = "\n".join(f"- **{_plain(row['verdict'])}.** {_plain(row['sentence'])}" for row in rows)
+    if len(rows) < OVERVIEW_FROM:
+        return [sentences]
+    found = {(row["task"], row["variant"]): row for row in rows}
+    variants = dict.fromkeys(row["variant"] for row in rows)
+    lines = [f"| Task | {' | '.join(map(_plain, variants))} |", "|:---|" + "---:|" * len(variants)]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        cells = [_short(found[task, name]) if (task, name) in found else "" for name in variants]
+        lines.append(f"| {_plain(task)} | {' | '.join(cells)} |")
+    legend = f"Difference from `{baseline}` in points: {SIGNS}."
+    return ["\n".join(lines), legend, f"<details><summary>In words</summary>\n\n{sentences}\n\n</details>"]
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    sign, _ = tone(row["verdict"], numbers.finite(row["difference"]))
+    return f"{sign} {numbers.points(row['difference'], 1)}"
 
 
 def _origin(run: RunData) -> str:

@@ -45,6 +45,7 @@ def test_readme_says_verdicts_tables_settings_and_how_it_was_made(run_folder: Pa
     publish(run_folder, tmp_path)
     text = (tmp_path / "smollm2" / "README.md").read_text()
     assert text.index("## Verdicts") < text.index("## Scores") < text.index("## Paired differences")
+    assert text.index("Difference from `dense` in points: = equivalent") < text.index("<summary>In words</summary>")
     assert "- **DIFFERENT.** oracle scores -5.0 points against dense on niah_single_2" in text
     assert "| niah_single_2 | recency | **34.5** | [26.5, 43.4] | 119 |" in text
     assert "not the accuracy. 26,352 rows of queries with n ≤ k" in text  # 36 in each of 244 samples x 3 variants

@@ -22,9 +22,18 @@ def hostile_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(build(tmp_path_factory.mktemp("hostile"), hostile=True, layers=30))
 
 
-def test_verdict_sentences_come_before_every_table(page: str) -> None:
+def test_verdict_sentences_come_before_every_table_but_their_own(page: str) -> None:
     sentence = "recency scores -62.2 points against dense on niah_single_2"
-    assert 0 < page.index(sentence) < page.index("<table")
+    tables = re.findall(r'<table class="(\w+)"', page[: page.index(sentence)])
+    assert tables == ["overview"]
+
+
+def test_many_verdicts_stand_in_one_table_of_signs_and_differences(page: str) -> None:
+    table = page[page.index('<table class="overview"') : page.index("</table>")]
+    assert "−62.2" in table and ">≠<" in table and "DIFFERENT" in table  # noqa: RUF001
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table, re.DOTALL)
+    variants = table.count('<th scope="col">') - 1
+    assert rows and all(cells.count("<td>") == variants for _, cells in rows)
 
 
 def test_page_has_every_section(page: str) -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 from fixtures.published_run import HOSTILE
 
-from harness.report_parts import needle_section, svg, text, token_section
+from harness.report_parts import comparison_section, needle_section, svg, text, token_section
 from harness.report_parts.manifest_section import flat_rows
 
 
@@ -70,3 +70,14 @@ def test_manifest_rows_name_the_path_and_bound_long_values() -> None:
     rows = flat_rows({"a": {"b": [1, 2], "c": None}, "d": [{"e": True}], "f": "x" * 5000, "g": list(range(100))})
     assert rows[:3] == [("a.b", "1, 2"), ("a.c", "null"), ("d[0].e", "true")]
     assert rows[3][1].endswith("… (5,000 characters)") and rows[4][1].endswith("… (100 in all)")
+
+
+def test_an_overview_has_a_cell_for_each_task_and_variant_also_where_nothing_was_compared() -> None:
+    rows = [
+        {"task": "aime", "variant": "sparse", "series": 1},
+        {"task": "aime", "variant": "recency", "series": 2},
+        {"task": "niah", "variant": "recency", "series": 2},
+    ]
+    made = comparison_section.overview(rows)
+    assert made["variants"] == [("sparse", 1), ("recency", 2)]
+    assert made["tasks"] == [("aime", rows[:2]), ("niah", [None, rows[2]])]

@@ -29,8 +29,10 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
     itemsize: bytes of an element of the model. context: tokens of the longest request.
     """
     a_token, a_key = _token_bytes(config, itemsize), _key_bytes(config, itemsize)
-    # recall is measured before a layer's own keys are chosen and read
-    passing = max(_reading_bytes(config, itemsize, chunk, context), probe_bytes(config, chunk, context))
+    # recall is measured before a layer's own keys are chosen and read: both at once are more than is ever there
+    probe = probe_bytes(config, chunk, context)
+    both = _reading_bytes(config, itemsize, chunk, context) + probe
+    passing = max(probe, min(SCORE_BYTES + EXPAND_BYTES, both))
     prompt = chunk * a_token + context * a_key + passing
     logits = max(num_rows, 256) * config.vocab_size * 12  # of a decode step, or of a block of scored tokens
     scores = num_rows * context * 4 * 3

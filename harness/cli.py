@@ -82,7 +82,8 @@ def run(
         typer.Option(metavar="HOST:PORT", help="A running Ray cluster, or `auto`.  [default: Ray on this machine]"),
     ] = None,
     gpus: Annotated[
-        float | None, typer.Option(min=0, metavar="N", help="GPUs that each worker reserves, e.g. 1 or 0.5.")
+        float | None,
+        typer.Option(min=0, metavar="N", help="GPUs of each worker, e.g. 1, or 0.2 of one and of its memory."),
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where local models run; auto takes GPUs if there are any.")

@@ -176,12 +176,18 @@ def open_encoding(choice: "ModelChoice") -> ChatEncoding:
 
 
 def open_engine(
-    choice: "ModelChoice", attentions: Mapping[str, Attention], device: Device = "cpu", *, fast: bool = False
+    choice: "ModelChoice",
+    attentions: Mapping[str, Attention],
+    device: Device = "cpu",
+    *,
+    fast: bool = False,
+    gpu_share: float = 1.0,
 ) -> Engine:
     """An engine that serves the named variants of one model; the weights are loaded once for all of them.
 
     device: of a local model; "cuda" is the process's current GPU. fast: there, last bits of an answer may depend on
-    what else is asked; elsewhere it changes nothing.
+    what else is asked; elsewhere it changes nothing. gpu_share: of the GPU's memory, all that this process takes of it;
+    1 is what is free. Raises ModelError with one line.
     """
     from harness.config import EndpointModel, ScriptedModel
 
@@ -203,7 +209,7 @@ def open_engine(
     if device == "cuda":
         from model.serving.engine import PagedEngine
 
-        paged: Engine = PagedEngine(choice.path, attentions, device=device, fast=fast, **options)
+        paged: Engine = PagedEngine(choice.path, attentions, device=device, fast=fast, share=gpu_share, **options)
         return paged
     from model.engine import LocalEngine
 

@@ -104,13 +104,15 @@ class Place:
             work = [item for item in items if item.variant in attentions]
             if not work or should_stop():
                 continue
-            make_engine: Callable[[], Engine] = functools.partial(
+            make_engine: Callable[..., Engine] = functools.partial(
                 open_engine, choice, attentions, self.device, fast=self.fast
             )
             if self.runtime is None:
                 yield from run_here(make_engine, work, should_stop, self.told)
                 continue
             num_replicas, num_gpus = self.size(choice, len(work))
+            if self.device == "cuda" and 0 < num_gpus < 1:  # several of them on one GPU
+                make_engine = functools.partial(make_engine, gpu_share=num_gpus)
             pool = Pool(
                 self.runtime, make_engine, num_replicas=num_replicas, num_gpus=num_gpus, notify=say, told=self.told
             )

@@ -55,7 +55,7 @@ def run(
         limit: first docs of every task only.
         replicas: how many; 0 runs in this process without Ray; None is one per GPU, or per core as far as memory goes.
         address: of a Ray cluster; None starts Ray here.
-        gpus: of each replica; None is one where a model runs on them.
+        gpus: of each replica; None is one where a model runs on them. Less than 1 is a share of one and of its memory.
         device: of local models; "auto" is "cuda" where a GPU is there.
         fast: on GPUs, let last bits of an answer depend on what else is asked; the run cannot be published.
         dry_run: print the plan and stop.

@@ -56,6 +56,15 @@ class Probe:
         self._measured: list[_Measured] = []
         self._copies: dict[tuple[torch.device, tuple[int, ...]], torch.Tensor] = {}
 
+    @property
+    def num_tiles(self) -> int:
+        """How much has been measured so far."""
+        return len(self._measured)
+
+    def cut(self, num_tiles: int) -> None:
+        """Forget what was measured behind so much of it: the step that did runs again."""
+        del self._measured[num_tiles:]
+
     def wanted(self, segment: Segment) -> list[int]:
         """Rows of a segment that are probed, ascending."""
         if self.phase == "answer":

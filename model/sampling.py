@@ -24,9 +24,13 @@ class Sampler:
         self.sampling = sampling
         digest = hashlib.sha256(f"sampling/{seed}".encode()).digest()
         self.random = random.Random(int.from_bytes(digest[:8], "big"))
+        self._drawn: float | None = None  # a number whose token is not known yet
 
     def next(self, logits: torch.Tensor) -> int:
-        """Logits [v] float32 -> token id. Raises ModelError as `greedy` does."""
+        """Logits [v] float32 -> token id. Raises ModelError as `greedy` does.
+
+        After any error the same call can be made again: it gives the token that it would have given.
+        """
         best = greedy(logits)
         if self.sampling.temperature == 0:
             return best
@@ -38,5 +42,9 @@ class Sampler:
         # nucleus: the fewest tokens whose mass reaches top_p
         keep = int((mass - probabilities < self.sampling.top_p).sum())
         mass = mass[:keep]
-        draw = self.random.random() * float(mass[-1])
-        return int(ids[min(int(torch.searchsorted(mass, draw, right=True)), keep - 1)])
+        if self._drawn is None:
+            self._drawn = self.random.random()
+        draw = self._drawn * float(mass[-1])
+        token = int(ids[min(int(torch.searchsorted(mass, draw, right=True)), keep - 1)])
+        self._drawn = None
+        return token

@@ -34,7 +34,12 @@ class Outputs:
         """tokens [R] int64: the id of the largest logit, NOT_FINITE where it is not finite. logits: [R, v] float32."""
         self.tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.logits = torch.zeros(num_rows, vocab_size, dtype=torch.float32, device=device)
-        self.memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._is_gpu = device.type == "cuda"
+        self.begin_graphs()
+
+    def begin_graphs(self) -> None:
+        """Let the graphs captured from now on have memory of their own: that of all earlier ones goes with them."""
+        self.memory = torch.cuda.graph_pool_handle() if self._is_gpu else None
 
 
 class Decoder:
@@ -88,6 +93,11 @@ class Decoder:
         if row is not None:
             self.leave(row)
         return self.enter()
+
+    def forget(self) -> None:
+        """Give the prepared steps up, and the memory that their graphs hold."""
+        self._steps.clear()
+        self._given.clear()
 
     def leave(self, row: int) -> None:
         self.places[row] = 0

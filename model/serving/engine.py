@@ -4,6 +4,7 @@ With `fast` chunks are longer and move, and rows fit the requests: the same answ
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -21,12 +22,13 @@ from model.sampling import greedy
 from model.serving.decoder import NOT_FINITE, Decoder, Outputs
 from model.serving.forward import head
 from model.serving.lanes import Lane, open_lanes, packs
-from model.serving.memory import fit_chunk, free_bytes
+from model.serving.memory import fit_chunk, free_bytes, take_share
 from model.serving.pages import prefix_keys
 from model.serving.prompter import Prompter, is_small
 from model.serving.schedule import Schedule
 from model.serving.sequence import PagedSequence
 from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
+from model.serving.shortage import AT_ONCE, WAITS, Steps, load_within
 from model.serving.stats import Stats
 from model.transformer import Transformer
 
@@ -57,6 +59,7 @@ class PagedEngine:
         graphs: bool = True,
         prompt_graphs: bool | None = None,
         fast: bool = False,
+        share: float = 1.0,
     ) -> None:
         """Load weights (path, dtype, indexer: see `load_model`) and tokenizer, and take the cache's memory.
 
@@ -69,16 +72,19 @@ class PagedEngine:
             prompt_graphs: chunks of prompts as well, once one of the same place and size has come a few times; None is
                 for small models (`prompter.is_small`), whose chunks are bound by launches.
             fast: as the class says.
+            share: of the GPU's memory, all that this process may take of it from now on; 1 is what is free.
 
         Raises:
-            ModelError: as `load_model` and `load_encoding`; no GPU; no memory for pages.
+            ModelError: as `load_model` and `load_encoding`; no GPU; no memory for weights or pages.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise ModelError(f"--device cuda: torch {torch.__version__} sees no GPU here; use --device cpu")
         if device == "cpu":
             torch.set_num_threads(1)
             keep_freed_memory()
-        model = load_model(path, dtype, device, indexer)
+        else:
+            take_share(share, torch.device(device, torch.cuda.current_device()))
+        model = load_within(share, lambda: load_model(path, dtype, device, indexer))
         self._serve(
             model, load_encoding(resolve(path), chat_template), attentions, shape, cache_bytes, graphs, prompt_graphs,
             fast,
@@ -163,6 +169,7 @@ class PagedEngine:
         self.stats.pool_bytes = sum(lane.pool.num_bytes for lane in self._lanes.values())
         self._decoders: dict[str, Decoder] = {}
         self._prompters: dict[str, Prompter] = {}
+        self._steps = Steps(self)
 
     @property
     def device_name(self) -> str:
@@ -246,7 +253,8 @@ class PagedEngine:
         if sequence.request.continuation is not None:
             self._score(sequence, hidden, start, stop)
         elif stop == len(sequence.prompt) and not sequence.generated:
-            sequence.take(sequence.sampler.next(head(self.model, hidden[stop - start - 1 : stop - start])[0]))
+            last = hidden[stop - start - 1 : stop - start]
+            sequence.take(self._steps.run(lambda: sequence.sampler.next(head(self.model, last)[0]), [sequence]))
         if stop == len(sequence.prompt):
             self._wait()  # behind a chunk in the middle the next one is launched at once
         self.stats.prefill_seconds += time.perf_counter() - began
@@ -254,21 +262,25 @@ class PagedEngine:
         self.stats.prefill_steps += 1
 
     @torch.inference_mode()
-    def decode(self, sequences: list[PagedSequence]) -> None:
+    def decode(self, sequences: list[PagedSequence], waits: tuple[float, ...] = WAITS) -> None:
         """One token for sequences of one variant; if the step fails, each goes alone and only the guilty one fails."""
         decoder = self._decoder(sequences[0])
-        try:
+
+        def step() -> list[int]:
             for sequence in sequences:
                 sequence.row = decoder.settle(sequence.row, len(sequences))
                 decoder.place(sequence.row, sequence.next_token, sequence.length, sequence.pages)
-            tokens = decoder.step()
+            return decoder.step()
+
+        try:
+            tokens = self._steps.run(step, sequences, waits)
         except FAILURES as error:
             raise_if_lost(error)
             if len(sequences) == 1:
                 sequences[0].fail(error)
             else:
                 for sequence in sequences:
-                    self.decode([sequence])
+                    self.decode([sequence], AT_ONCE)
             return
         for sequence in sequences:
             assert sequence.row is not None
@@ -292,6 +304,14 @@ class PagedEngine:
         finally:
             self.drop(sequence)
 
+    def forget_graphs(self) -> None:
+        """Give captured steps up, and the memory that they hold; they are captured anew when they are needed."""
+        for decoder in self._decoders.values():
+            decoder.forget()
+        for prompter in self._prompters.values():
+            prompter.forget()
+        self._outputs.begin_graphs()
+
     # steps
 
     def _take(self, sequence: PagedSequence, token: int) -> None:
@@ -302,7 +322,8 @@ class PagedEngine:
             self.stats.replayed_tokens += 1
             return
         if token == NOT_FINITE or sequence.request.sampling.temperature != 0:
-            token = sequence.sampler.next(self._outputs.logits[sequence.row])
+            logits = self._outputs.logits[sequence.row]
+            token = self._steps.run(lambda: sequence.sampler.next(logits), [sequence])
         sequence.take(token)
         self.stats.decode_tokens += 1
 
@@ -328,7 +349,15 @@ class PagedEngine:
             )  # fmt: skip
         if probe is not None and probe.phase == "prompt":
             probe = probe if any(start <= p < start + len(ids) for p in probe.prompt_positions) else None
-        return self._prompters[variant].run(ids, start, sequence.pages, sequence.index_dtype, probe)
+        prompter = self._prompters[variant]
+        known = 0 if probe is None else probe.num_tiles
+
+        def step() -> torch.Tensor:
+            if probe is not None:
+                probe.cut(known)  # what a try that failed has measured
+            return prompter.run(ids, start, sequence.pages, sequence.index_dtype, probe)
+
+        return self._steps.run(step, [sequence])
 
     def _score(self, sequence: PagedSequence, hidden: torch.Tensor, start: int, stop: int) -> None:
         """Log-likelihoods of those continuation tokens whose predecessors are in this chunk."""
@@ -336,13 +365,21 @@ class PagedEngine:
         continuation = sequence.request.continuation or ()
         for top in range(max(first, start), stop, SCORED_ROWS):
             end = min(top + SCORED_ROWS, stop)
-            logits = head(self.model, hidden[top - start : end - start])
-            targets = torch.tensor(continuation[top - first : end - first], device=self._device)
-            broken = torch.nonzero(~logits.amax(-1).isfinite()).flatten().tolist()
-            if broken:
-                greedy(logits[broken[0]])  # raises
-            sequence.is_greedy = sequence.is_greedy and bool((logits.argmax(-1) == targets).all())
-            sequence.logprobs += logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1).tolist()
+            rows, ids = hidden[top - start : end - start], continuation[top - first : end - first]
+            step = functools.partial(self._score_rows, rows, ids)
+            are_greedy, logprobs = self._steps.run(step, [sequence])
+            sequence.is_greedy = sequence.is_greedy and are_greedy
+            sequence.logprobs += logprobs
+
+    def _score_rows(self, hidden: torch.Tensor, ids: tuple[int, ...]) -> tuple[bool, list[float]]:
+        """Whether each of these tokens is its row's most likely one, and their log-likelihoods."""
+        logits = head(self.model, hidden)
+        targets = torch.tensor(ids, device=self._device)
+        broken = torch.nonzero(~logits.amax(-1).isfinite()).flatten().tolist()
+        if broken:
+            greedy(logits[broken[0]])  # raises
+        logprobs: list[float] = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1).tolist()
+        return bool((logits.argmax(-1) == targets).all()), logprobs
 
     def _probe_answer(self, sequence: PagedSequence) -> ProbeResult | None:
         """What the probe measured; the queries that gave the answer run once more in the prompt's form."""
@@ -354,7 +391,7 @@ class PagedEngine:
         ids = (request.token_ids[-1], *answer[:-1])
         for top in range(0, len(ids), self.shape.chunk):
             self._run_chunk(sequence, ids[top : top + self.shape.chunk], len(request.token_ids) - 1 + top)
-        return probe.result(len(request.token_ids) + len(answer) - 1)
+        return self._steps.run(lambda: probe.result(len(request.token_ids) + len(answer) - 1), [sequence])
 
     def _wait(self) -> None:
         if self.device == "cuda":

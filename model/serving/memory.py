@@ -1,9 +1,13 @@
-"""How many pages fit: what is free, less what a step needs beside them."""
+"""How many pages fit: what this process may still take, less what a step needs beside them."""
 
+import bisect
 import gc
+import math
+import os
 
 import torch
 
+from kernels.attention_mass import TILE_BYTES
 from kernels.fp8_cache import PAGE
 from model.config import ModelConfig
 from model.errors import ModelError
@@ -13,6 +17,9 @@ from model.serving.forms import EXPAND_BYTES
 CPU_CACHE_BYTES = 1 << 30
 MARGIN_BYTES = 1 << 30  # library workspaces, fragments, captured graphs
 SPLITS = 32  # float32 copies of a decode step's attention output
+CONTEXT_BYTES = 1 << 30  # of a share: CUDA's own and kernels' code, which torch does not count; 0.8 GiB on an H100
+LEAST_CONTEXT = 1024  # tokens: a GPU's cache for less is no cache
+SETS = 32  # ks times selectors of a recall that is planned for
 STEP_SHARE = 2 / 3  # of free memory, at most, for a step whose chunk may be shorter
 
 
@@ -22,11 +29,36 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
     itemsize: bytes of an element of the model. context: tokens of the longest request.
     """
     a_token, a_key = _token_bytes(config, itemsize), _key_bytes(config, itemsize)
-    prompt = chunk * a_token + context * a_key + SCORE_BYTES + EXPAND_BYTES
-    logits = max(num_rows, 256) * config.vocab_size * 12
+    # recall is measured before a layer's own keys are chosen and read: both at once are more than is ever there
+    probe = probe_bytes(config, chunk, context)
+    both = _reading_bytes(config, itemsize, chunk, context) + probe
+    passing = max(probe, min(SCORE_BYTES + EXPAND_BYTES, both))
+    prompt = chunk * a_token + context * a_key + passing
+    logits = max(num_rows, 256) * config.vocab_size * 12  # of a decode step, or of a block of scored tokens
     scores = num_rows * context * 4 * 3
     decode = num_rows * (a_token + SPLITS * config.num_heads * config.kv_lora_rank * 4) + scores
     return prompt + decode + logits
+
+
+def probe_bytes(config: ModelConfig, chunk: int, context: int) -> int:
+    """An upper estimate of what recall holds at one layer beside the cache's rows: of up to SETS sets of keys.
+
+    A tile of scores [r, h, t] is there up to 8 times, each (query, key) pair in masks, ranks and scores of every
+    selector, and head outputs of as many sets as are read together 4 times.
+    """
+    heads = config.num_heads
+    tile = max(TILE_BYTES, 4 * heads * context)  # one row at least
+    pairs = min(tile // (4 * heads), chunk * context)
+    # b sets of r rows: b * r * h * t * 4 bytes fit a tile, b <= SETS and r <= t, so that short contexts cost most
+    outputs = int(math.sqrt(4 * heads * SETS * tile)) * max(config.kv_lora_rank // config.groups, config.v_dim)
+    return pairs * (8 * 4 * heads + 8 * SETS) + 4 * outputs
+
+
+def largest_context(config: ModelConfig, itemsize: int, num_rows: int, chunk: int, room: int) -> int:
+    """Tokens of the longest request whose steps need no more than `room` bytes, in whole pages; 0 if there is none."""
+    sizes = range(PAGE, config.max_positions + 1, PAGE)
+    fitting = bisect.bisect_right(sizes, room, key=lambda n: working_bytes(config, itemsize, num_rows, chunk, n))
+    return fitting * PAGE
 
 
 def fit_chunk(config: ModelConfig, itemsize: int, num_rows: int, chunk: int, least: int, free: int) -> int:
@@ -42,19 +74,50 @@ def fit_chunk(config: ModelConfig, itemsize: int, num_rows: int, chunk: int, lea
     return chunk
 
 
+def take_share(share: float, device: torch.device) -> None:
+    """Let this process take no more than a share of a GPU's memory: what goes beyond fails here, and not next door.
+
+    CUDA's own part is kept out of what torch may take. A whole GPU (1 or more) has no limit. Raises ModelError for a
+    share that holds nothing beside that part.
+    """
+    if share >= 1:
+        return
+    total = torch.cuda.mem_get_info(device)[1]
+    room = int(share * total) - CONTEXT_BYTES
+    if room <= 0:
+        raise ModelError(
+            f"--gpus: expected a share that holds a model, got {share:g} of {gib(total)} GiB, and CUDA itself takes up "
+            f"to {gib(CONTEXT_BYTES)} GiB; use fewer replicas, each with a larger --gpus"
+        )
+    torch.cuda.set_per_process_memory_fraction(room / total, device)
+
+
 def free_bytes(device: torch.device) -> int:
-    """Bytes of a GPU that nothing holds."""
+    """Bytes that nothing holds and that this process may take, its share of a GPU considered."""
     gc.collect()  # graphs of an engine that is gone still hold its pages
+    if device.type != "cuda":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info(device)[0]
+    free, total = torch.cuda.mem_get_info(device)
+    mine = int(torch.cuda.get_per_process_memory_fraction(device) * total) - torch.cuda.memory_reserved(device)
+    return max(0, min(free, mine))
+
+
+def gib(num_bytes: float) -> str:
+    return f"{num_bytes / (1 << 30):.2f}"
 
 
 def prompt_bytes(config: ModelConfig, itemsize: int, chunk: int, context: int) -> int:
     """An upper estimate of what a chunk alone needs up to `context` tokens: the memory that graphs of prompts keep."""
+    read = _reading_bytes(config, itemsize, chunk, context)
+    return chunk * _token_bytes(config, itemsize) + context * _key_bytes(config, itemsize) + read
+
+
+def _reading_bytes(config: ModelConfig, itemsize: int, chunk: int, context: int) -> int:
+    """What a chunk takes while its keys are chosen and read: a block's scores, and keys and values of some heads."""
     scores = min(SCORE_BYTES, chunk * context * 4 * RANDOM_TEMPORARIES)
     width = 2 * (config.nope_dim + config.v_dim) + config.query_dim  # a head's keys and values, as `heads_at_once` says
-    expanded = min(EXPAND_BYTES, config.num_heads * context * width * itemsize)
-    return chunk * _token_bytes(config, itemsize) + context * _key_bytes(config, itemsize) + scores + expanded
+    return scores + min(EXPAND_BYTES, config.num_heads * context * width * itemsize)
 
 
 def _token_bytes(config: ModelConfig, itemsize: int) -> int:
@@ -89,15 +152,25 @@ def plan_pages(
         working: as `working_bytes` says. cache_bytes: for all pools; None is what is free on a GPU, 1 GiB on a CPU.
 
     Raises:
-        ModelError: not even one page of each fits.
+        ModelError: not even one page of each fits; LEAST_CONTEXT tokens, where a GPU's memory is planned.
     """
-    free = free_bytes(device) if device.type == "cuda" else 0
+    planned, least = device.type == "cuda" and cache_bytes is None, 2
     if cache_bytes is None:
-        cache_bytes = free - working - MARGIN_BYTES if device.type == "cuda" else CPU_CACHE_BYTES
+        cache_bytes = free_bytes(device) - working - MARGIN_BYTES if planned else CPU_CACHE_BYTES
     share = max(0, cache_bytes) // len(page_bytes)
     useful = 1 + num_rows * -(-context // PAGE)
     found = [min(share // size, useful) for size in page_bytes]
-    if min(found) < 2:
+    if planned:
+        least = 1 + -(-min(context, LEAST_CONTEXT) // PAGE)
+        if min(found) < least:
+            needed = working + MARGIN_BYTES + least * sum(page_bytes)
+            raise ModelError(
+                f"the cache on this GPU: expected {gib(needed)} GiB beside the weights, for the steps "
+                f"({gib(working + MARGIN_BYTES)}) and a context of {(least - 1) * PAGE} tokens, got "
+                f"{gib(cache_bytes + working + MARGIN_BYTES)} GiB free for this process; use fewer replicas, each with "
+                "a larger --gpus, or a shorter chunk"
+            )
+    if min(found) < least:
         raise ModelError(
             f"the cache: expected room for 2 pages of {max(page_bytes)} bytes in each of {len(page_bytes)} pools, got "
             f"{max(0, cache_bytes)} bytes ({working} are kept for the steps); use fewer rows or a smaller chunk"

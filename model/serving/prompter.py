@@ -88,6 +88,11 @@ class Prompter:
         assert self._out is not None
         return self._out[:length]
 
+    def forget(self) -> None:
+        """Give the captured chunks up, and the memory that they hold, until they have come often again."""
+        self._steps.clear()
+        self._uses.clear()
+
     def _captures(self, key: Key) -> bool:
         """Whether chunks of this kind run as a graph from now on."""
         _, start, length = key

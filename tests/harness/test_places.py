@@ -1,12 +1,14 @@
 """Which device and how many replicas are taken where the command line does not say."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from harness import place
+from harness import place, replicas
 from harness.config import EndpointModel, LocalModel, ModelChoice, ScriptedModel
+from harness.engine import Attention, open_engine
 from harness.errors import HarnessError
 from harness.place import MEMORY_PER_BYTE, Place, choose_device
 from harness.replicas import Runtime
@@ -101,3 +103,41 @@ def test_without_weights_nobody_is_asked_for_a_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(place, "sees_gpu", ask)
     for asked in ("auto", "cuda"):
         assert choose_device(asked, [ScriptedModel(scripted="gold")], None, None) == "cpu"  # type: ignore[arg-type]
+
+
+def test_replicas_on_one_gpu_take_their_share_of_it_and_those_with_their_own_take_it_whole(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--gpus 0.19` is 0.19 of the GPU's memory for the engine as well, not for Ray's bookkeeping alone."""
+    asked: list[dict[str, Any]] = []
+
+    class Pool:
+        def __init__(self, runtime: object, make_engine: Any, **options: Any) -> None:
+            make_engine()
+
+        def run(self, work: object, should_stop: object) -> list[Any]:
+            return []
+
+    class Experiment:
+        def engines(self) -> list[Any]:
+            return [(model, {"dense": Attention()}), (ScriptedModel(scripted="gold"), {"dense": Attention()})]
+
+    monkeypatch.setattr(replicas, "Pool", Pool)
+    monkeypatch.setattr(place, "open_engine", lambda choice, attentions, device, **options: asked.append(options))
+    items = cast(Any, [SimpleNamespace(variant="dense")])
+    runtime = cast(Runtime, Cluster(CPU=8, GPU=4))
+    where = {gpus: Place(runtime, 5, gpus, "cuda") for gpus in (0.19, 1.0, 2.0, None)}
+    for one in where.values():
+        assert list(one.finished(cast(Any, Experiment()), items, print, lambda: False)) == []
+    shares = [options.get("gpu_share") for options in asked]
+    assert shares == [0.19, 0.19, *6 * [None]]
+
+
+def test_the_engine_takes_the_share_that_it_is_given(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.serving import engine
+
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(engine, "PagedEngine", lambda path, attentions, **options: seen.append(options))
+    for share in ({}, {"gpu_share": 0.19}):
+        open_engine(model, {"dense": Attention()}, "cuda", **share)
+    assert [options["share"] for options in seen] == [1.0, 0.19]

@@ -32,7 +32,10 @@ MAX_BATCH = 64
 WARM_CONTEXT = 16384
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[1]
-GPU_TESTS = ("tests/gpu/test_fp8_weights.py", "tests/gpu/test_engine.py", "tests/gpu/test_engine_parity.py")
+GPU_TESTS = (
+    "tests/gpu/test_fp8_weights.py", "tests/gpu/test_engine.py", "tests/gpu/test_engine_memory.py",
+    "tests/gpu/test_engine_parity.py",
+)  # fmt: skip
 CPU_TESTS = ("tests/model/test_fp8.py", "tests/model/test_engine.py")
 FAILURES = (ModelError, RuntimeError, ValueError, MemoryError)
 

@@ -16,6 +16,7 @@ CHOICE = "topk 2048 of {}, {} rows"
 SPARSE = "sparse_prefill_{} bfloat16 keys={} queries={}"
 DENSE = "dense_decode {} keys={} batch={}"
 FULL = "dense_prefill_{} bfloat16 keys={} queries=4096"
+HALVED = " design: halved scores + ids ahead"
 TILES = " design: a program a tile"
 MASKED = "masked_prefill bfloat16 keys={} queries=4096 design: hopper, a program a tile"
 
@@ -43,8 +44,8 @@ LINES = (
          names=tuple(SPARSE.format("hopper", keys, 4096) for keys in CONTEXTS)),
     Line(kernel="sparse prefill, Hopper", shapes="128 queries: 8k / 128k",
          names=tuple(SPARSE.format("hopper", keys, 128) for keys in (8192, 131072))),
-    Line(kernel="sparse prefill, Triton", shapes="8k / 32k / 64k / 128k",
-         names=tuple(SPARSE.format("triton", keys, 4096) for keys in CONTEXTS)),
+    Line(kernel="sparse prefill, Triton", shapes="8k / 32k / 64k / 128k", source=SELECTION,
+         names=tuple(SPARSE.format("triton", keys, 4096) + HALVED for keys in CONTEXTS)),
     Line(kernel="sparse decode, bf16, `hopper`", shapes="32k, batch 1 / 8 / 32 / 64 / 128", source=DECODE,
          names=tuple(f"sparse_decode bfloat16 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
     Line(kernel="sparse decode, FP8, `hopper half + whole blocks`", shapes="32k, batch 1 / 8 / 32 / 64 / 128",

@@ -11,6 +11,7 @@ from harness.report_parts.svg import Scale, element, marker
 COLUMNS, WIDTH, HEIGHT = 2, 470, 330
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 104  # of a panel; below the axis stands the legend
 LEGEND_LINE = 14
+FAR = 50  # a floor this many times below its series is left out: it would flatten the panel
 COLOURS = ("#1f5fbf", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 PEERS = (("#444444", "7 3"), ("#777777", "3 2"), ("#999999", "8 2 2 2"), ("#777777", "12 4"))  # colour, dashes
 Point = tuple[float, float]
@@ -21,7 +22,8 @@ def draw_panels(
 ) -> Markup | None:
     """A panel for each `panel` of the rows, a line for each of its series; None where no measured row has a place.
 
-    Both axes are logarithmic. Peers are dashed, the floor of each series is dotted.
+    Both axes are logarithmic. Peers are dashed, the floor of each series is dotted. Designs that are compared have
+    their place in the table alone: their lines would lie on one another.
 
     Args:
         rows: with "context", "series" and "value", or "ms" in its place.
@@ -29,7 +31,8 @@ def draw_panels(
     """
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if ("ms" in row or "value" in row) and "context" in row and "panel" in row:
+        drawn_as_line = "context" in row and "panel" in row and "design: " not in row.get("name", "")
+        if ("ms" in row or "value" in row) and drawn_as_line:
             panels.setdefault(row["panel"], []).append(row)
     if not panels:
         return None
@@ -72,9 +75,8 @@ def _panel(title: str, rows: Sequence[Mapping[str, Any]], unit: str) -> Iterator
     for value in _round_values(up.low, up.high):
         y = up(math.log10(value))
         yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, stroke="#dddddd")
-        yield element(
-            "text", f"{value:,g}" if unit != "ms" else f"{value:g} ms", x=LEFT - 4, y=y + 4, text_anchor="end"
-        )
+        label = f"{value:,g}" if unit != "ms" else f"{1000 * value:g} µs" if up.high < 0 else f"{value:,g} ms"
+        yield element("text", label, x=LEFT - 4, y=y + 4, text_anchor="end")
     for name, line in dotted.items():
         colour = COLOURS[list(lines).index(name) % len(COLOURS)]
         yield _polyline(line, across, up, stroke=colour, stroke_width=1.0, stroke_dasharray="1 3")
@@ -105,7 +107,7 @@ def _series(
     dotted: dict[str, list[Point]] = {}
     for row in sorted(rows, key=lambda row: row["context"]):
         lines.setdefault(row["series"], []).append((row["context"], row["ms"] if "ms" in row else row["value"]))
-        if "floor_ms" in row:
+        if row.get("floor_ms", 0.0) * FAR > row.get("ms", 0.0):
             dotted.setdefault(row["series"], []).append((row["context"], row["floor_ms"]))
         for peer, ms in row.get("peer_ms", {}).items():
             dashed.setdefault(peer, {})[row["context"]] = ms

@@ -85,7 +85,7 @@ def _sparse_prefill() -> Iterator[Case]:
     for keys in PREFILL_PEERS:
         for backend in ("hopper", "triton"):
             yield _prefill_case(keys, QUERIES, backend, PREFILL_PEERS[keys])
-        for name in PREFILL_DESIGNS:
+        for name in PREFILL_DESIGNS:  # the one in use among them
             yield _prefill_case(keys, QUERIES, "triton", PREFILL_PEERS[keys], name)
     for (keys, queries), ms in SMALL_LAUNCH_PEERS.items():
         yield _prefill_case(keys, queries, "hopper", {"FlashMLA": ms})
@@ -110,12 +110,12 @@ def _prefill_case(
 
 def _prefill_design(q: torch.Tensor, kv: torch.Tensor, ids: torch.Tensor, name: str) -> Call:
     """The Triton kernel in one of its prefill designs, with the allocations of `sparse_mla`."""
-    from kernels.sparse_prefill_triton import sparse_prefill
+    from kernels.sparse_mla_triton import latent_attention
 
     def call() -> torch.Tensor:
         out = torch.empty(*q.shape[:2], V32.latent_dim, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:2], device=q.device)
-        sparse_prefill(q, kv, ids, None, V32, SCALE, out, lse, PREFILL_DESIGNS[name])
+        latent_attention(q, kv, ids, None, V32, SCALE, out, lse, prefill=PREFILL_DESIGNS[name])
         return out
 
     return call

@@ -73,12 +73,12 @@ def cases() -> Iterator[Case]:
                     fp8_flops=flops, tests="index_score",
                 )  # fmt: skip
     for keys, peer in MANY_ROWS_MS.items():
-        for name in (None, "fast", "fast_at_once", "row", "bounded"):
+        for name in (None, "fast_at_once", "bounded"):
             yield topk_case(QUERIES, keys, peer, name)
     for (keys, rows), peer in FEW_ROWS_MS.items():
-        for name in (None, "fast_at_once", "bounded", *decode_designs(rows, keys)):
+        for name in (None, "fast_at_once", "bounded", *(["pairs_16"] if rows >= 64 and keys > 8192 else [])):
             yield topk_case(rows, keys, peer, name)
-    for name in (None, "pairs_16", "large_parts_16"):
+    for name in (None, "pairs_16"):
         yield topk_case(64, 131072, None, name, seeing=8)
     for (keys, batch), peer in PAGED_MS.items():
         yield paged_case(batch, keys, peer)
@@ -143,15 +143,6 @@ def decode(batch: int, keys: int, design: str | None = None) -> Callable[[], Cal
         return graphed(lambda: index_scores_paged_triton(q, pages, w, tables, lengths, keys, design))
 
     return prepare
-
-
-def decode_designs(rows: int, keys: int) -> tuple[str, ...]:
-    """Designs of top-k that are meant for decode's batches; rows of 8,192 are never split."""
-    if rows == 8:
-        return ("large_parts_16",)
-    if rows < 64:
-        return ()
-    return ("pairs", "pairs_16") if keys <= 8192 else ("pairs", "pairs_16", "large_parts", "large_parts_16")
 
 
 def topk_case(rows: int, keys: int, peer: float | None, design: str | None, seeing: int | None = None) -> Case:

@@ -163,8 +163,7 @@ def _designs() -> Iterator[Case]:
 
 def _in_design(case: Case, design: str, prepare: partial[Call]) -> Case:
     return dataclasses.replace(
-        case, shape=f"{case.shape}, design: {design}", prepare=prepare, bar_ms=None, goal_ms=None,
-        panel=f"designs of the step: {case.panel}", series=f"{case.series}, {design}",
+        case, shape=f"{case.shape}, design: {design}", prepare=prepare, bar_ms=None, goal_ms=None, panel="", series="",
     )  # fmt: skip
 
 

@@ -1,24 +1,31 @@
-"""The ways to run sparse prefill in plain Triton that the benchmark compares beside the one in use."""
+"""The ways to run sparse prefill in plain Triton that the benchmark compares, and which is the default."""
 
 import dataclasses
+
+from kernels.layout import KvLayout
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillDesign:
-    """One way to run `sparse_prefill_triton`; it fixes a row's bits, whatever the batch.
+    """One way to run sparse prefill in Triton; it fixes a row's bits, whatever the batch.
 
-    rows: a tile's. stages: tiles under way, the one in use included.
-    ids_ahead: a tile's ids are loaded a tile early and carried along, so that its rows wait for no id.
+    halved: a warp group computes half of a tile's scores, in `sparse_prefill_triton` where that fits; else all of them.
+    ids_ahead: a tile's ids are loaded a tile early and carried along, so that its rows wait for no id; halved only.
     """
 
-    rows: int = 64
-    stages: int = 2
+    halved: bool = False
     ids_ahead: bool = False
 
 
 PREFILL_DESIGNS = {
-    "halved scores": PrefillDesign(),
-    "halved scores + ids ahead": PrefillDesign(ids_ahead=True),
-    "halved scores + ids ahead + 32 rows x 4": PrefillDesign(rows=32, stages=4, ids_ahead=True),
-    "halved scores + ids ahead + 32 rows x 3": PrefillDesign(rows=32, stages=3, ids_ahead=True),
+    "whole scores": PrefillDesign(),
+    "halved scores": PrefillDesign(halved=True),
+    "halved scores + ids ahead": PrefillDesign(halved=True, ids_ahead=True),
 }
+MEASURED = (512, 64)  # latent and rope of DeepSeek-V3.2; no other width has been timed
+
+
+def prefill_default(layout: KvLayout) -> PrefillDesign:
+    """The fastest measured design: by the widths alone."""
+    measured = (layout.latent_dim, layout.rope_dim) == MEASURED
+    return PREFILL_DESIGNS["halved scores + ids ahead" if measured else "whole scores"]

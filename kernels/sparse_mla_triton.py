@@ -12,7 +12,7 @@ import triton.language as tl
 from kernels.decode_designs import Design
 from kernels.fp8_cache import PAGE, split_rows
 from kernels.layout import KvLayout
-from kernels.prefill_designs import PrefillDesign
+from kernels.prefill_designs import PrefillDesign, prefill_default
 from kernels.sparse_prefill_triton import fits, sparse_prefill
 
 DESIGN = Design(backend="triton")
@@ -207,9 +207,10 @@ def latent_attention(
         lengths: [s] int32, entries of ids (with paged: tokens) to read, or None for all of them.
         out: [s, h, c] in q's dtype. lse: [s, h] float32, natural log; -inf where no row was read.
         split: work on at least design.split rows apart and merge; else one pass a query.
-        prefill: with neither paged nor split, the kernel of `sparse_prefill_triton` in this design where it fits.
+        prefill: how to run with neither paged nor split, None for the fastest measured way.
     """
-    if prefill is not None and not (paged or split) and fits(q, kv, layout):
+    prefill = prefill or prefill_default(layout)
+    if prefill.halved and not (paged or split) and fits(q, kv, layout):
         return sparse_prefill(q, kv, ids, lengths, layout, scale, out, lse, prefill)
     s, h, _ = q.shape
     limit = ids.shape[1] * (PAGE if paged else 1)

@@ -1,6 +1,6 @@
-"""Sparse prefill over plain latent rows in Triton: designs that give each warp group half of a tile's scores.
+"""Sparse prefill over plain latent rows in Triton, where each warp group computes half of a tile's scores.
 
-`sparse_mla_triton` covers every form and is in use; this is the form that its time is measured on.
+`sparse_mla_triton` covers every form; this one is in use for DeepSeek-V3.2's widths.
 """
 # Triton's decorators and kernel arguments have no types
 # mypy: ignore-errors
@@ -98,12 +98,12 @@ def sparse_prefill(
     """Launch the kernel on checked arguments that fit; fills out and lse. Arguments as `latent_attention`'s."""
     s, h, _ = q.shape
     block_h = min(64, max(16, triton.next_power_of_2(h)))
-    rows, stages, warps = design.rows, design.stages, 8 if block_h == 64 and layout.latent_dim >= 256 else 4
+    rows, warps = 64, 8 if block_h == 64 and layout.latent_dim >= 256 else 4
     if q.dtype == torch.float32:  # twice the bytes, and products without tensor cores
-        block_h, rows, stages, warps = 16, 16 if layout.latent_dim > 128 else 32, 2, 4
+        block_h, rows, warps = 16, 16 if layout.latent_dim > 128 else 32, 4
     sparse_prefill_kernel[(s * triton.cdiv(h, block_h),)](
         q, kv, ids, lengths if lengths is not None else ids, out, lse, scale, kv.shape[0], h, ids.shape[1],
         ids.stride(0), ROW_STRIDE=kv.stride(0), LATENT=layout.latent_dim, ROPE=layout.rope_dim,
         LENGTHS=lengths is not None, BLOCK_H=block_h, BLOCK_K=rows, AHEAD=design.ids_ahead, num_warps=warps,
-        num_stages=stages,
+        num_stages=2,
     )  # fmt: skip

@@ -218,16 +218,6 @@ def _choose_at_once(lists_ptr, places, size, low, k, out_ptr, LIST: tl.constexpr
 
 
 @triton.jit
-def _choose_of_row(row_ptr, num_keys, k, out_ptr, ROW: tl.constexpr, DIRECT: tl.constexpr):
-    """The whole choice for a row of k < num_keys <= ROW scores, all of them in registers."""
-    ids = tl.arange(0, ROW)
-    readable = (num_keys + 3) // 4 * 4
-    scores = tl.load(row_ptr + ids, mask=ids < readable, other=0.0)
-    keys = tl.where(ids < num_keys, _keys(scores), LEAST_KEY)
-    _write_chosen(keys, ids, tl.full((), MINUS_INF, tl.int32), k, out_ptr, DIRECT)
-
-
-@triton.jit
 def _places_of_parts(counts_ptr, visible, LIST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
     """Where the pairs of a row's parts stand, part after part, and how many there are."""
     slots = tl.arange(0, LIST)
@@ -283,23 +273,22 @@ def _corrected(rank, target, found, samples):
 def _list_best(
     row_ptr, num_keys, k, target, list_ptr,
     LIST: tl.constexpr, BLOCK: tl.constexpr, NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, TRIES: tl.constexpr,
-    FAST: tl.constexpr, DIRECT: tl.constexpr,
+    DIRECT: tl.constexpr,
 ):  # fmt: skip
     """Guess pivots until the list of what reaches one holds the k best of a row: (pivot, entries of the list)."""
     low = tl.full((), MINUS_INF, tl.int32)  # the k-th key is in low..high
     high = tl.full((), 2**31 - 1, tl.int32)
     pivot, size, tries = low, 0, 0
     rank = tl.maximum(NUM_GROUPS * GROUP * target // num_keys, 1)
-    if FAST:  # noqa: SIM102 -- a constant: the rest is not compiled at all
-        if num_keys > LIST:
-            pivot = _pivot(row_ptr, num_keys, rank, NUM_GROUPS, GROUP)
-            if pivot > MINUS_INF:
-                found = _gather_from(row_ptr, num_keys, pivot, list_ptr, BLOCK, LIST, DIRECT)
-                size = tl.where((found >= k) & (found <= LIST), found, 0)
-                high = tl.where(found < k, pivot - 1, high)
-                low = tl.where(found < k, low, pivot)
-                rank = _corrected(rank, target, found, NUM_GROUPS * GROUP)
-                tl.debug_barrier()  # a list that does not fit is written anew
+    if num_keys > LIST:
+        pivot = _pivot(row_ptr, num_keys, rank, NUM_GROUPS, GROUP)
+        if pivot > MINUS_INF:
+            found = _gather_from(row_ptr, num_keys, pivot, list_ptr, BLOCK, LIST, DIRECT)
+            size = tl.where((found >= k) & (found <= LIST), found, 0)
+            high = tl.where(found < k, pivot - 1, high)
+            low = tl.where(found < k, low, pivot)
+            rank = _corrected(rank, target, found, NUM_GROUPS * GROUP)
+            tl.debug_barrier()  # a list that does not fit is written anew
     while size == 0:
         if num_keys > LIST:
             pivot = _between(low, high)

@@ -1,8 +1,8 @@
-"""Exact top-k on a GPU in little more than one read of the scores: a sampled pivot, one gathering pass, a bisection.
+"""Exact top-k on a GPU in little more than one read of the scores: a sampled pivot, one gathering pass, exact counts.
 
 A row's k-th score is guessed from a sample of the row, a little too low. One pass over the row then gathers what is at
 or above the guess, in the order of the ids, into a short list; its counts prove the guess right or send it back with
-a narrower bracket. The exact k-th score is found by bisection over the list. Every count is exact, so the result does
+a narrower bracket. The exact k-th score is found by counts over the list. Every count is exact, so the result does
 not depend on the sample, the tile or the grid.
 """
 
@@ -19,7 +19,6 @@ from kernels.topk_passes_triton import (
     MINUS_INF,
     _choose,
     _choose_at_once,
-    _choose_of_row,
     _gather_from,
     _list_best,
     _list_halves,
@@ -40,42 +39,32 @@ NARROW_PROGRAMS = 4  # an SM's registers hold so many
 ROW = 8192  # scores that a program can hold in registers
 PART = 8192  # scores of a part, where programs share a row
 PARTS_AT_ONCE = 2  # parts that an SM works on
-SPLIT_ROWS = 128  # up to here programs share rows
-BOUNDED_SPLIT_ROWS = 32  # likewise: 64 rows and more were faster with a program each
+SPLIT_ROWS = 128  # up to here programs share rows, in large parts
+BOUNDED_SPLIT_ROWS = 32  # likewise for parts that are not large: 64 rows and more were faster with a program each
 WIDE_LIST = 8192  # entries that a program with an SM of its own lists: 1 row in 30,000 misses them, of 4,096 1 in 40
 MAX_AT_ONCE = 8192  # entries of a list that is chosen from in registers
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """fast: a shorter gathering pass first; at_once: choose from a list in registers; row: rows of up to 8,192 scores
-    are not gathered at all; split: several programs gather a row if rows are few; bounded: a missed pivot costs one
-    more pass, any row seven reads at most, and choices interpolate (`topk_bounded_triton`; needs the three before);
-    pairs: choices by two thresholds a count (bounded only, where a row has its SM); few_warps: 16 in place of 32 there;
-    large: rows are split up to SPLIT_ROWS, into parts so large that all are at work at once."""
+    """Without any: a list in registers is bisected.
 
-    fast: bool = False
-    at_once: bool = False
-    row: bool = False
-    split: bool = False
+    bounded: a missed pivot costs one more pass, any row seven reads at most, choices interpolate, rows of up to 8,192
+    scores are not gathered at all, and several programs gather a row if rows are few (`topk_bounded_triton`).
+    pairs: choices by two thresholds a count, 16 warps in place of 32 (bounded only, where a row has its SM).
+    large: rows are split up to SPLIT_ROWS, into parts so large that all are at work at once (bounded only).
+    """
+
     bounded: bool = False
     pairs: bool = False
-    few_warps: bool = False
     large: bool = False
 
 
-BOUNDED = Design(fast=True, at_once=True, row=True, split=True, bounded=True)
 DESIGNS = {
-    "gather": Design(),
-    "fast": Design(fast=True),
-    "fast_at_once": Design(fast=True, at_once=True),
-    "row": Design(fast=True, row=True),
-    "split": Design(fast=True, at_once=True, row=True, split=True),
-    "bounded": BOUNDED,
-    "pairs": dataclasses.replace(BOUNDED, pairs=True),
-    "pairs_16": dataclasses.replace(BOUNDED, pairs=True, few_warps=True),
-    "large_parts": dataclasses.replace(BOUNDED, pairs=True, large=True),
-    "large_parts_16": dataclasses.replace(BOUNDED, pairs=True, few_warps=True, large=True),
+    "fast_at_once": Design(),
+    "bounded": Design(bounded=True),
+    "pairs_16": Design(bounded=True, pairs=True),
+    "large_parts_16": Design(bounded=True, pairs=True, large=True),
 }
 DESIGN = "large_parts_16"
 
@@ -123,7 +112,7 @@ def topk_kernel(
     num_rows, num_keys, k, target, row_stride,
     LIST: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, TRIES: tl.constexpr, DIRECT: tl.constexpr,
-    FAST: tl.constexpr, ROW: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
+    ROW: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
     BOUNDED: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     # one program goes from row to row and keeps its list in scratch memory of its own, which stays in L2
@@ -141,10 +130,7 @@ def topk_kernel(
             whole = visible <= ROW
             if ROW > 0:  # noqa: SIM102 -- a constant: the rest is not compiled at all
                 if whole:
-                    if BOUNDED:
-                        _best_of_row(row_ptr, visible, k, row_out, ROW, DIRECT, PAIRS)
-                    else:
-                        _choose_of_row(row_ptr, visible, k, row_out, ROW, DIRECT)
+                    _best_of_row(row_ptr, visible, k, row_out, ROW, DIRECT, PAIRS)
             if not whole:
                 pivot, found = tl.full((), MINUS_INF, tl.int32), 0
                 places = tl.arange(0, LIST)
@@ -155,10 +141,7 @@ def topk_kernel(
                 if PARTS > 0:  # noqa: SIM102 -- likewise
                     if done:
                         row_parts = parts_ptr + tl.cast(row, tl.int64) * (2 * PARTS * LIST)
-                        if BOUNDED:
-                            _best_of_list(row_parts, places, found, pivot, k, row_out, LIST, DIRECT, PAIRS)
-                        else:
-                            _choose_at_once(row_parts, places, found, pivot, k, row_out, LIST, DIRECT)
+                        _best_of_list(row_parts, places, found, pivot, k, row_out, LIST, DIRECT, PAIRS)
                 if not done:
                     if BOUNDED:
                         pivot, size = _list_surely(
@@ -167,7 +150,7 @@ def topk_kernel(
                         )  # fmt: skip
                     else:
                         pivot, size = _list_best(
-                            row_ptr, visible, k, target, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, TRIES, FAST, DIRECT
+                            row_ptr, visible, k, target, list_ptr, LIST, BLOCK, NUM_GROUPS, GROUP, TRIES, DIRECT
                         )
                     tl.debug_barrier()  # the list is written by other threads than those that read it
                     if BOUNDED and AT_ONCE:
@@ -196,14 +179,13 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
     if plan.bounded and wide:
         length = max(length, WIDE_LIST)
     programs = s if wide else min(s, NARROW_PROGRAMS * num_processors(scores.device))
-    row = ROW if plan.row and k < ROW else 0
-    if plan.bounded and t > ROW and not (plan.pairs and wide):
-        row = 0  # both ways in one program take more registers than four of them leave
-    few = SPLIT_ROWS if plan.large or not plan.bounded else BOUNDED_SPLIT_ROWS
+    # both ways in one program take more registers than four of them leave
+    row = ROW if plan.bounded and k < ROW and (t <= ROW or (plan.pairs and wide)) else 0
+    few = SPLIT_ROWS if plan.large else BOUNDED_SPLIT_ROWS
     part = PART
     while plan.large and part < t and s * triton.cdiv(t, part) > PARTS_AT_ONCE * num_processors(scores.device):
         part *= 2
-    split = plan.split and s <= few and t > max(row, length, part if plan.large else 0)
+    split = plan.bounded and s <= few and t > max(row, length, part if plan.large else 0)
     parts = triton.next_power_of_2(triton.cdiv(t, part)) if split else 0
     # one allocation: lists of programs, lists of parts, counts of parts, pivots of rows
     sizes = [programs * length * 2, s * parts * length * 2, s * parts, s]
@@ -220,9 +202,9 @@ def topk_triton(scores: torch.Tensor, k: int, visible: torch.Tensor, design: str
     topk_kernel[(programs,)](
         scores, visible, lists, of_parts, counts, pivots, out, s, t, k, target, scores.stride(0),
         LIST=length, CHUNK=1024, TRIES=SAMPLED_TRIES, DIRECT=direct,
-        FAST=plan.fast, ROW=row, PART=part, PARTS=parts, AT_ONCE=plan.at_once and length <= MAX_AT_ONCE,
+        ROW=row, PART=part, PARTS=parts, AT_ONCE=length <= MAX_AT_ONCE,
         BOUNDED=plan.bounded, PAIRS=plan.pairs and wide,
-        **sample, **((FEW_WARPS if plan.few_warps else WIDE) if wide else NARROW),
+        **sample, **((FEW_WARPS if plan.pairs else WIDE) if wide else NARROW),
     )  # fmt: skip
     return out
 

@@ -7,25 +7,28 @@ from pathlib import Path
 from typing import Any
 
 KERNELS = Path(__file__).resolve().parents[1] / "results" / "kernels"
-PREFILL, DECODE, SELECTION, PRODUCTS, STEP = (
-    KERNELS / f"{name}.json" for name in ("prefill_and_products", "decode", "selection", "products", "attention")
+PREFILL, DECODE, SELECTION, PRODUCTS, MASS, STEP = (
+    KERNELS / f"{name}.json" for name in ("prefill", "decode", "selection", "products", "attention_mass", "attention")
 )
 CONTEXTS = (8192, 32768, 65536, 131072)
 SCORES = "index_scores prefill fp8, last 4096 queries of {} keys"
-CHOICE = "topk 2048 of {}, 4096 rows, bounded"
+CHOICE = "topk 2048 of {}, {} rows"
 SPARSE = "sparse_prefill_{} bfloat16 keys={} queries={}"
 DENSE = "dense_decode {} keys={} batch={}"
+FULL = "dense_prefill_{} bfloat16 keys={} queries=4096"
+HALVED = " design: halved scores + ids ahead"
+TILES = " design: a program a tile"
+MASKED = "masked_prefill bfloat16 keys={} queries=4096 design: hopper, a program a tile"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of the table: shapes of a kernel in the design in use. bar_of: where another row has the bar."""
+    """One line of the table: shapes of a kernel in the design in use, by the rows of the newest run that has them."""
 
     kernel: str
     shapes: str
     source: Path = PREFILL
     names: tuple[str, ...]
-    bar_of: str = ""  # what to cut from a name to find the row with the bar
 
 
 LINES = (
@@ -33,25 +36,26 @@ LINES = (
          names=tuple(SCORES.format(keys) for keys in CONTEXTS)),
     Line(kernel="index_scores, paged", shapes="128k, batch 1 / 64 / 128", source=SELECTION,
          names=tuple(f"index_scores decode paged fp8, batch {batch}, 131072 keys" for batch in (1, 64, 128))),
-    Line(kernel="topk, `bounded`", shapes="4,096 rows: 8k / 32k / 64k / 128k", source=SELECTION, bar_of=", bounded",
-         names=tuple(CHOICE.format(keys) for keys in CONTEXTS)),
-    Line(kernel="topk, `bounded`", shapes="128k: 1 / 8 / 32 / 64 / 128 rows", source=SELECTION, bar_of=", bounded",
-         names=tuple(f"topk 2048 of 131072, {rows} rows, bounded" for rows in (1, 8, 32, 64, 128))),
+    Line(kernel="topk, `bounded`", shapes="4,096 rows: 8k / 32k / 64k / 128k", source=SELECTION,
+         names=tuple(CHOICE.format(keys, 4096) for keys in CONTEXTS)),
+    *(Line(kernel="topk, `large_parts_16`", shapes=f"{keys // 1024}k: 1 / 8 / 32 / 64 / 128 rows", source=SELECTION,
+           names=tuple(CHOICE.format(keys, rows) for rows in (1, 8, 32, 64, 128))) for keys in (8192, 32768, 131072)),
     Line(kernel="sparse prefill, Hopper", shapes="8k / 32k / 64k / 128k",
          names=tuple(SPARSE.format("hopper", keys, 4096) for keys in CONTEXTS)),
     Line(kernel="sparse prefill, Hopper", shapes="128 queries: 8k / 128k",
          names=tuple(SPARSE.format("hopper", keys, 128) for keys in (8192, 131072))),
-    Line(kernel="sparse prefill, Triton", shapes="8k / 32k / 64k / 128k",
-         names=tuple(SPARSE.format("triton", keys, 4096) for keys in CONTEXTS)),
+    Line(kernel="sparse prefill, Triton", shapes="8k / 32k / 64k / 128k", source=SELECTION,
+         names=tuple(SPARSE.format("triton", keys, 4096) + HALVED for keys in CONTEXTS)),
     Line(kernel="sparse decode, bf16, `hopper`", shapes="32k, batch 1 / 8 / 32 / 64 / 128", source=DECODE,
          names=tuple(f"sparse_decode bfloat16 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
     Line(kernel="sparse decode, FP8, `hopper half + whole blocks`", shapes="32k, batch 1 / 8 / 32 / 64 / 128",
          source=DECODE,
          names=tuple(f"sparse_decode fp8 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
-    Line(kernel="masked prefill", shapes="4k / 8k / 12k",
-         names=tuple(f"masked_prefill bfloat16 keys={keys} queries=4096" for keys in (4096, 8192, 12288))),
-    Line(kernel="dense prefill, cuDNN", shapes="8k / 32k / 64k / 128k",
-         names=tuple(f"dense_prefill_cudnn bfloat16 keys={keys} queries=4096" for keys in CONTEXTS)),
+    Line(kernel="masked prefill, Hopper", shapes="4k / 8k / 12k",
+         names=tuple(MASKED.format(keys) for keys in (4096, 8192, 12288))),
+    Line(kernel="dense prefill, Hopper at 8k, then cuDNN", shapes="8k / 32k / 64k / 128k",
+         names=(FULL.format("hopper", 8192) + TILES,
+                *(FULL.format("cudnn", keys) for keys in CONTEXTS[1:]))),
     Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
          names=tuple(DENSE.format("bfloat16", keys, 64) for keys in (8192, 32768, 131072))),
     Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 1: 8k / 128k", source=DECODE,
@@ -63,7 +67,7 @@ LINES = (
          names=("fp8 block matmul 8192 x 8192 x 8192",)),
     Line(kernel="experts, `tma_wide`", shapes="64 / 4,096 / 16,384 rows x 8 of 256", source=PRODUCTS,
          names=tuple(f"expert_mlp fp8, {rows} rows x 8 of 256 experts, 7168 x 2048" for rows in (64, 4096, 16384))),
-    Line(kernel="attention_mass", shapes="64 queries, 128k", source=SELECTION,
+    Line(kernel="attention_mass", shapes="64 queries, 128k", source=MASS,
          names=("attention_mass 64 queries x 128 heads, 131072 keys of 576, bf16",)),
 )  # fmt: skip
 
@@ -77,18 +81,19 @@ def bars_block() -> str:
     for line in LINES:
         rows = _rows(line.source)
         found = [rows[name] for name in line.names]
-        bars = [rows[name.removesuffix(line.bar_of)].get("bar_ms") for name in line.names]
         cells = (
             line.kernel,
             line.shapes,
             " / ".join(_ms(row["ms"]) for row in found),
-            _judged([row["ms"] for row in found], bars),
-            _judged([row["ms"] for row in found], [row.get("goal_ms") for row in found]),
+            *(
+                _judged([row["ms"] for row in found], [row.get(limit) for row in found])
+                for limit in ("bar_ms", "goal_ms")
+            ),
             _ratios([_peer(row) for row in found], found),
             _ratios([row["floor_ms"] for row in found], found),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _origin(SELECTION, DECODE, PRODUCTS, PREFILL)])
+    return "\n".join([*lines, "", _origin(SELECTION, PREFILL, DECODE, PRODUCTS, MASS)])
 
 
 def step_block() -> str:

@@ -103,6 +103,16 @@ def test_the_plot_has_a_line_for_each_series_peer_and_floor(record):
     assert x0 < x1 and y0 > y1  # longer takes longer, and up is more
 
 
+def test_the_plot_leaves_out_designs_and_floors_far_below_and_counts_short_times_in_microseconds():
+    rows = [row("sparse", context, 0.02) | {"floor_ms": floor} for context, floor in ((8192, 1e-5), (32768, 0.001))]
+    rows.append(row("other", 8192, 0.5, name="prefill sparse 8192, design: other"))
+    root = ET.fromstring(str(draw_panels(rows)))
+    floor = [line for line in root.iter(f"{SVG}polyline") if line.get("stroke-dasharray")]
+    assert len(floor) == 1 and len(floor[0].get("points").split()) == 1
+    texts = {text.text for text in root.iter(f"{SVG}text")}
+    assert {"20 µs", "1 µs"} <= texts and "other" not in texts and not any(text.endswith(" ms") for text in texts)
+
+
 def test_one_context_is_a_plot_too_and_none_is_no_plot(record):
     assert draw_panels(record["rows"][:1]) is not None
     assert draw_panels(record["rows"][4:]) is None

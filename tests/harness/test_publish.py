@@ -173,7 +173,7 @@ def test_a_run_with_fast_is_refused_and_an_earlier_publication_stays(run_folder:
     publish(run_folder, tmp_path / "results")
     before = _tree(tmp_path / "results")
     manifest = json.loads((run_folder / "manifest.json").read_text())
-    tags = dict.fromkeys(VARIANTS, "cuda-paged-4") | {"recency": "cuda-paged-4-fast"}
+    tags = dict.fromkeys(VARIANTS, "cuda-paged-5") | {"recency": "cuda-paged-5-fast"}
     (run_folder / "manifest.json").write_text(json.dumps({**manifest, "numerics": tags}))
     with pytest.raises(HarnessError, match=r"^\S+: was made with --fast, .* without --fast, then publish$"):
         publish(run_folder, tmp_path / "results")

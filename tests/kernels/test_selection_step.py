@@ -63,14 +63,13 @@ def test_each_design_calls_for_every_row_once_and_gives_what_in_turn_gives(desig
     assert torch.equal(ids_alone, ids) and nothing is None and "attend" not in {call[0] for call in alone}
 
 
-def test_a_choice_stands_behind_its_scores_and_the_last_one_before_half_of_the_attention():
+def test_two_pieces_at_a_time_go_through_every_call_together():
     calls = []
-    selection_step(told(calls), 10, 3, CPU, "overlapped 4")
+    selection_step(told(calls), 10, 3, CPU, "chains 4")
     assert [(name, start) for name, start, _ in calls] == [
-        ("score", 9), ("choose", 9), ("score", 6), ("choose", 6), ("score", 3), ("choose", 3), ("score", 0),
-        ("choose", 0), ("attend", 3), ("attend", 0),
+        ("score", 9), ("score", 6), ("choose", 9), ("choose", 6), ("attend", 9), ("attend", 6),
+        ("score", 3), ("score", 0), ("choose", 3), ("choose", 0), ("attend", 3), ("attend", 0),
     ]  # fmt: skip
-    assert calls[-2:] == [("attend", 3, 10), ("attend", 0, 3)]
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -95,18 +94,15 @@ def test_scores_of_two_pieces_at_most_are_held():
         most.append(len(alive))
         return scores
 
-    for design in ("overlapped 4", "chains 4"):
-        most.clear()
-        step = Step(score=score, choose=lambda scores, rows: torch.zeros(rows.stop - rows.start, 3, dtype=torch.int32))
-        selection_step(step, 16, 3, CPU, design)
-        assert len(most) == 4 and max(most) == 2 and not alive, design
+    step = Step(score=score, choose=lambda scores, rows: torch.zeros(rows.stop - rows.start, 3, dtype=torch.int32))
+    selection_step(step, 16, 3, CPU, "chains 4")
+    assert len(most) == 4 and max(most) == 2 and not alive
 
 
 def test_an_error_of_a_call_comes_out_and_an_unknown_design_is_named():
-    for design in ("overlapped 2", "chains 2"):
-        with pytest.raises(RuntimeError, match="no such row"):
-            selection_step(told([], fails_at=0), 10, 3, CPU, design)
-    with pytest.raises(ValueError, match=r"expected a design of in turn, overlapped 2, .*, got 'at once'"):
+    with pytest.raises(RuntimeError, match="no such row"):
+        selection_step(told([], fails_at=0), 10, 3, CPU, "chains 2")
+    with pytest.raises(ValueError, match=r"expected a design of in turn, chains 2, .*, got 'at once'"):
         selection_step(told([]), 10, 3, CPU, "at once")
     with pytest.raises(ValueError, match="expected empty beside attend"):
         selection_step(Step(score=torch.zeros, choose=torch.add, attend=print), 10, 3, CPU)

@@ -121,7 +121,7 @@ def test_a_pivot_that_missed_is_corrected_by_its_count(monkeypatch, tries, narro
     assert bool(calls) == narrowed
 
 
-@pytest.mark.parametrize("design", ["pairs", "large_parts_16"])
+@pytest.mark.parametrize("design", ["pairs_16", "large_parts_16"])
 def test_the_kth_score_is_found_among_equal_infinite_and_next_to_equal_ones(design):
     row = torch.randn(900)
     close = torch.full((900,), 1.0)
@@ -155,5 +155,5 @@ def test_large_parts_are_as_many_as_work_at_once(monkeypatch):
     for rows in (1, 4, 7, 40):
         scores, visible = torch.randn(rows, 4000), torch.randint(0, 4001, (rows,), dtype=torch.int32)
         visible[0] = 4000
-        assert torch.equal(topk_triton(scores, 60, visible, "large_parts"), topk_reference(scores, 60, visible))
+        assert torch.equal(topk_triton(scores, 60, visible, "large_parts_16"), topk_reference(scores, 60, visible))
     assert grids == [(1, 8), (4, 4), (7, 2)]  # a row each where there are more rows than places

@@ -26,7 +26,8 @@ from model.request import Attention, CacheDtype, Request, Result
 
 CONTEXTS = (8192, 32768, 65536, 131072)
 DEFAULT, FAST = "default", "fast"  # modes: the same bits in any company, or whatever is faster
-TOKENS_AT_ONCE = {"cuda": 131072, "cpu": 32768}  # of context: the larger batch has as many prompts as this holds
+# of context: the larger batch has as many prompts as this holds; a CPU's engine remembers one prompt
+TOKENS_AT_ONCE = {"cuda": 131072, "cpu": 1}
 SHORT, LONG = 8, 72  # tokens of the two answers
 MAX_BATCH = 64
 WARM_CONTEXT = 16384

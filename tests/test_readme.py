@@ -89,7 +89,7 @@ def test_command_runs(command: str, workplace: Path, request: pytest.FixtureRequ
     if command.startswith(SLOW) and not is_full:
         pytest.skip("takes minutes: runs with --full-readme only")
     if command.startswith("dsa-eval run") and not is_full:
-        command += " --limit 2"
+        command += " --limit 1"
     said = shell(command, workplace)
     assert said.strip()
     for path in re.findall(r"^\S+/(?:report\.html|README\.md)$", said, re.MULTILINE):

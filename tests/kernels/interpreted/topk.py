@@ -21,7 +21,7 @@ def design(request, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows, cols, k", [(1, 1, 1), (1, 129, 64), (5, 63, 16), (3, 5001, 100), (2, 9003, 1500)])
+@pytest.mark.parametrize("rows, cols, k", [(1, 1, 1), (1, 129, 64), (5, 63, 16), (2, 5001, 100), (1, 9003, 1500)])
 def test_topk_is_the_stable_sort_of_visible_scores(design, kind, rows, cols, k):
     scores = adversarial(kind, rows, cols)
     visible = torch.arange(cols - rows + 1, cols + 1, dtype=torch.int32)

@@ -146,7 +146,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("folder, context", [(dsa_folder, 90), (dsa_folder, 2000), (llama_folder, 2000)])
+@pytest.mark.parametrize("folder, context", [(dsa_folder, 90), (dsa_folder, 700), (llama_folder, 700)])
 def test_recall_holds_no_more_than_is_planned_for_it(folder, context, monkeypatch):
     """As on a GPU, where sets of keys are read together; every token of the answer is a query."""
     served = ours(folder())

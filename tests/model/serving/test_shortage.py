@@ -70,7 +70,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("times", [1, 2, len(WAITS)])
+@pytest.mark.parametrize("times", [1, len(WAITS)])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_step_that_did_not_fit_runs_again_with_the_same_bits(
     tiny, mixed, place, times, monkeypatch, logits_of, slept

@@ -211,7 +211,8 @@ def latent_attention(
     """
     prefill = prefill or prefill_default(layout)
     if prefill.halved and not (paged or split) and fits(q, kv, layout):
-        return sparse_prefill(q, kv, ids, lengths, layout, scale, out, lse, prefill)
+        tile = tile_options(q.shape[1], layout, q.dtype)
+        return sparse_prefill(q, kv, ids, lengths, layout, scale, out, lse, tile, prefill)
     s, h, _ = q.shape
     limit = ids.shape[1] * (PAGE if paged else 1)
     (splits, max_splits, min_split), part, part_lse = plan_splits(

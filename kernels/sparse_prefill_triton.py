@@ -5,6 +5,8 @@
 # Triton's decorators and kernel arguments have no types
 # mypy: ignore-errors
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -93,17 +95,17 @@ def sparse_prefill(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
+    tile: Mapping[str, int],
     design: PrefillDesign,
 ) -> None:
-    """Launch the kernel on checked arguments that fit; fills out and lse. Arguments as `latent_attention`'s."""
+    """Launch the kernel on checked arguments that fit; fills out and lse. Arguments as `latent_attention`'s.
+
+    tile: what `sparse_mla_triton.tile_options` gives for them.
+    """
     s, h, _ = q.shape
-    block_h = min(64, max(16, triton.next_power_of_2(h)))
-    rows, warps = 64, 8 if block_h == 64 and layout.latent_dim >= 256 else 4
-    if q.dtype == torch.float32:  # twice the bytes, and products without tensor cores
-        block_h, rows, warps = 16, 16 if layout.latent_dim > 128 else 32, 4
-    sparse_prefill_kernel[(s * triton.cdiv(h, block_h),)](
+    sparse_prefill_kernel[(s * triton.cdiv(h, tile["BLOCK_H"]),)](
         q, kv, ids, lengths if lengths is not None else ids, out, lse, scale, kv.shape[0], h, ids.shape[1],
         ids.stride(0), ROW_STRIDE=kv.stride(0), LATENT=layout.latent_dim, ROPE=layout.rope_dim,
-        LENGTHS=lengths is not None, BLOCK_H=block_h, BLOCK_K=rows, AHEAD=design.ids_ahead, num_warps=warps,
-        num_stages=2,
+        LENGTHS=lengths is not None, BLOCK_H=tile["BLOCK_H"], BLOCK_K=tile["BLOCK_K"], AHEAD=design.ids_ahead,
+        num_warps=tile["num_warps"], num_stages=tile["num_stages"],
     )  # fmt: skip

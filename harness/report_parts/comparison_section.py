@@ -26,7 +26,7 @@ def comparison_view(results: Row, comparison: Row) -> dict[str, Any]:
     """Whole-task rows with verdicts and drawings, other metrics, and the rows within groups, which are exploration.
 
     Returns a dict: baseline, alpha, rows, by_task (the same rows), overview (of many rows, else None), signs (its key),
-    others (metrics beside the headline), groups, axis.
+    series (of each variant), others (metrics beside the headline), groups, axis.
     """
     leading = leading_rows(results, comparison["rows"])
     axis = _Axis(leading)
@@ -42,6 +42,7 @@ def comparison_view(results: Row, comparison: Row) -> dict[str, Any]:
         "by_task": list(by_task.values()),
         "overview": overview(rows) if len(rows) >= OVERVIEW_FROM else None,
         "signs": SIGNS,
+        "series": {row["variant"]: row["series"] for row in rows},
         "baseline": comparison["baseline"],
         "alpha": numbers.percent(comparison["alpha"], 0),
         "rows": rows,
@@ -52,14 +53,11 @@ def comparison_view(results: Row, comparison: Row) -> dict[str, Any]:
 
 
 def overview(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows as a table: {"variants": [(name, series)], "tasks": [(task, its rows by variant, None for none)]}."""
-    variants = dict.fromkeys((row["variant"], row["series"]) for row in rows)
+    """Rows as a table: {"variants": names, "tasks": [(task, its rows by variant, None for none)]}."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
     found = {(row["task"], row["variant"]): row for row in rows}
     tasks = dict.fromkeys(row["task"] for row in rows)
-    return {
-        "variants": list(variants),
-        "tasks": [(task, [found.get((task, name)) for name, _ in variants]) for task in tasks],
-    }
+    return {"variants": variants, "tasks": [(task, [found.get((task, name)) for name in variants]) for task in tasks]}
 
 
 def tone(verdict: str, difference: float | None) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import numbers, tables
-from harness.report_parts.comparison_section import OVERVIEW_FROM, SIGNS, tone
+from harness.report_parts.comparison_section import OVERVIEW_FROM, SIGNS, overview, tone
 from harness.report_parts.manifest_section import flat_rows
 from harness.report_parts.run_data import RunData
 from harness.report_parts.text import visible
@@ -51,11 +51,11 @@ def _verdicts(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
     sentences = "\n".join(f"- **{_plain(row['verdict'])}.** {_plain(row['sentence'])}" for row in rows)
     if len(rows) < OVERVIEW_FROM:
         return [sentences]
-    found = {(row["task"], row["variant"]): row for row in rows}
-    variants = dict.fromkeys(row["variant"] for row in rows)
-    lines = [f"| Task | {' | '.join(map(_plain, variants))} |", "|:---|" + "---:|" * len(variants)]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        cells = [_short(found[task, name]) if (task, name) in found else "" for name in variants]
+    table = overview(rows)
+    names = " | ".join(map(_plain, table["variants"]))
+    lines = [f"| Task | {names} |", "|:---|" + "---:|" * len(table["variants"])]
+    for task, found in table["tasks"]:
+        cells = [_short(row) if row else "" for row in found]
         lines.append(f"| {_plain(task)} | {' | '.join(cells)} |")
     legend = f"Difference from `{baseline}` in points: {SIGNS}."
     return ["\n".join(lines), legend, f"<details><summary>In words</summary>\n\n{sentences}\n\n</details>"]

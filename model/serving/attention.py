@@ -7,6 +7,7 @@ import torch
 from kernels.dense_decode import dense_decode
 from kernels.dense_mla import dense_mla
 from kernels.page_slots import page_slots
+from kernels.prefill_form import Form
 from kernels.rope import in_place, lay_rows
 from kernels.sparse_mla import sparse_mla
 from model.attention import MLA
@@ -14,7 +15,7 @@ from model.config import ModelConfig
 from model.indexer import Tables
 from model.segment import Segment
 from model.serving.choose import choose_for_chunk, choose_for_rows
-from model.serving.forms import dense_backend, gathers, heads_at_once, same_form
+from model.serving.forms import dense_backend, form_runs, heads_at_once
 from model.serving.pool import LayerPages
 from model.serving.step import Chunk, Rows, Scorer, Window
 
@@ -92,23 +93,22 @@ def _read_chunk(layer: MLA, q: torch.Tensor, kv: torch.Tensor, chunk: Chunk) -> 
     topk = chunk.attention.topk
     if topk is None:
         return _read_all(layer, q, kv, chunk.start, None)
-    parts = [chunk.part(*run) for run in same_form(layer, topk, chunk.start, chunk.stop, q.device)]
-    if len(parts) == 1:
-        return _read_part(layer, q, kv, chunk, topk)
-    queries = q.split([part.length for part in parts])
-    pairs = zip(queries, parts, strict=True)
-    return torch.cat([_read_part(layer, own, kv[: part.stop], part, topk) for own, part in pairs])
+    runs = form_runs(layer, topk, chunk.start, chunk.stop, q.device)
+    parts = []
+    for first, end, form in runs:
+        rows = slice(first - chunk.start, end - chunk.start)
+        parts.append(_read_part(layer, q[rows], kv[:end], chunk.part(first, end), form))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _read_part(layer: MLA, q: torch.Tensor, kv: torch.Tensor, part: Chunk, topk: int) -> torch.Tensor:
+def _read_part(layer: MLA, q: torch.Tensor, kv: torch.Tensor, part: Chunk, form: Form) -> torch.Tensor:
     """Rows of one form; kv: up to and with them."""
-    if part.stop <= topk:
+    if form == "dense":
         part.chosen = None
         return _read_all(layer, q, kv, part.start, None)
-    by_ids = gathers(layer, topk, part.start, q.device)
     if not (part.attention.selector == "indexer" and layer.indexer is None and part.chosen is not None):
-        part.chosen = choose_for_chunk(layer, q, kv, part, masked=not by_ids)
-    if not by_ids:
+        part.chosen = choose_for_chunk(layer, q, kv, part, masked=form == "masked")
+    if form == "masked":
         return _read_all(layer, q, kv, part.start, part.chosen)
     scale = layer.config.softmax_scale
     return layer.up_project(sparse_mla(layer.absorb(q), kv, part.chosen, layer.layout, scale, check_ids=False))

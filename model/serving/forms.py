@@ -4,7 +4,7 @@ import torch
 
 from kernels import switch
 from kernels.dense_prefill import PrefillBackend
-from kernels.prefill_form import prefill_form
+from kernels.prefill_form import Form, prefill_form
 from model.attention import MLA
 from model.config import ModelConfig
 
@@ -27,15 +27,18 @@ def gathers(layer: MLA, topk: int, start: int, device: torch.device) -> bool:
     return prefill_form(start, topk, gathered / masked / V32_COST) == "gathered"
 
 
-def same_form(layer: MLA, topk: int, start: int, stop: int, device: torch.device) -> list[tuple[int, int]]:
-    """Positions start..stop - 1 of a chunk in runs [first, end) that take one form, cut at multiples of FORM_UNIT."""
-    runs: list[tuple[int, int]] = []
-    last = None
+def form_runs(layer: MLA, topk: int, start: int, stop: int, device: torch.device) -> list[tuple[int, int, Form]]:
+    """Positions start..stop - 1 of a chunk in runs [first, end) of one form, cut at multiples of FORM_UNIT.
+
+    dense: up to `topk` keys every one is chosen. By the first position of a unit, or of the chunk.
+    """
+    runs: list[tuple[int, int, Form]] = []
     while start < stop:
         end = min(stop, (start // FORM_UNIT + 1) * FORM_UNIT)
-        form = end <= topk, gathers(layer, topk, start, device)
-        runs.append((runs.pop()[0] if form == last else start, end))
-        start, last = end, form
+        form: Form = "dense" if end <= topk else "gathered" if gathers(layer, topk, start, device) else "masked"
+        first = runs.pop()[0] if runs and runs[-1][2] == form else start
+        runs.append((first, end, form))
+        start = end
     return runs
 
 

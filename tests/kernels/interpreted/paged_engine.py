@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import model.serving.attention
+import model.serving.forms
 from model.request import Attention, Request
 from model.serving.engine import PagedEngine
 from model.serving.shape import Shape
@@ -38,7 +39,7 @@ def test_kernels_and_torch_forms_give_the_same_tokens(name, attention, gathered,
     if attention.topk is None and gathered:
         pytest.skip("dense attention gathers nothing")
     tiny = ours(FOLDERS[name]())
-    monkeypatch.setattr(model.serving.attention, "gathers", lambda *_: gathered)
+    monkeypatch.setattr(model.serving.forms, "gathers", lambda *_: gathered)
     requests = [Request(id="a", variant="it", token_ids=tuple(range(7, 57)), max_tokens=3)]
     expected = answers(tiny, requests, attention)
     assert expected["a"].error is None

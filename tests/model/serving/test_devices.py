@@ -8,6 +8,7 @@ import torch
 import model.attention
 import model.serving.attention
 import model.serving.choose
+import model.serving.forms
 from kernels import switch
 from kernels.index_scores import index_scores_reference
 from kernels.topk import mask_to_ids
@@ -123,7 +124,7 @@ def meta_expert_mlp(x, gate_up, down, experts, weights, scales):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_tensor_of_a_step_is_made_on_the_models_device(variant, dtype, monkeypatch):
-    monkeypatch.setattr(model.serving.attention, "gathers", lambda *_: True)
+    monkeypatch.setattr(model.serving.forms, "gathers", lambda *_: True)
     monkeypatch.setattr(model.serving.attention, "dense_mla", meta_dense)
     monkeypatch.setattr(model.serving.attention, "sparse_mla", meta_gather)
     monkeypatch.setattr(model.serving.attention, "dense_decode", meta_decode)

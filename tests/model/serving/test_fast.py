@@ -16,7 +16,7 @@ from model.random_checkpoint import CONFIG
 from model.request import Attention, Probes, Sampling
 from model.serving.decoder import Decoder
 from model.serving.engine import PagedEngine
-from model.serving.forms import same_form
+from model.serving.forms import form_runs
 from model.serving.memory import STEP_SHARE, fit_chunk, working_bytes
 from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
 from model.serving.step import Chunk, Rows
@@ -146,10 +146,11 @@ def test_each_part_of_a_long_chunk_takes_the_form_of_its_positions(name, monkeyp
 def test_parts_of_one_form_are_read_together(tiny, monkeypatch):
     layer, cpu = tiny.layers[0].self_attn, torch.device("cpu")
     monkeypatch.setattr(MLA, "_gathers", lambda self, topk, position: position >= 4096)
-    runs = same_form(layer, 2048, 0, 8192, cpu)
-    assert runs == [(0, 2048), (2048, 4096), (4096, 8192)]
-    assert same_form(layer, 2048, 256, 2560, cpu) == [(256, 2048), (2048, 2560)]
-    assert same_form(layer, 2048, 6144, 8192, cpu) == [(6144, 8192)]
+    assert form_runs(layer, 2048, 0, 8192, cpu) == [
+        (0, 2048, "dense"), (2048, 4096, "masked"), (4096, 8192, "gathered")
+    ]  # fmt: skip
+    assert form_runs(layer, 2048, 256, 2560, cpu) == [(256, 2048, "dense"), (2048, 2560, "masked")]
+    assert form_runs(layer, 2048, 6144, 8192, cpu) == [(6144, 8192, "gathered")]
 
 
 def test_rows_that_are_no_power_of_two_are_all_taken_at_most(tiny, sizes):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from harness.contexts import check_contexts
 from harness.engine import DeviceLostError, Engine, ModelError, Request, Result
 from harness.errors import HarnessError
 from harness.plan import PlannedItem
@@ -32,9 +33,13 @@ class Replica:
         self._engine: Engine | None = None
 
     def load(self) -> dict[str, Any]:
-        """Load the engine and tell where it is: {"pid": int, "host": str, "gpu": as `gpu` gives it}."""
+        """Load the engine and tell of it: {"pid": int, "host": str, "gpu": as `gpu` gives it, "contexts": …}.
+
+        contexts: {variant: tokens that its cache holds for one request}, without variants that have no such limit.
+        """
         self._engine = self._make_engine()
-        return {"pid": os.getpid(), "host": platform.node(), "gpu": self.gpu()}
+        contexts = getattr(self._engine, "contexts", {})
+        return {"pid": os.getpid(), "host": platform.node(), "gpu": self.gpu(), "contexts": contexts}
 
     def gpu(self) -> dict[str, int]:
         """The GPU that the engine computes on, by name, with the most bytes it has held there; empty without one."""
@@ -55,7 +60,8 @@ def run_here(
     """The same work in this very process, without Ray: for debugging. An exception of the engine ends the run."""
     queue = WorkQueue(items, num_replicas=1, max_batch=MAX_BATCH, max_tries=1)
     replica = Replica(make_engine)
-    replica.load()
+    about = replica.load()
+    _check_contexts(queue, about)
     try:
         while (batch := queue.take()) is not None:
             for result in replica.run(batch.requests):
@@ -66,6 +72,11 @@ def run_here(
             yield from queue.give_back(batch, "the engine gave no result")
     finally:
         add_peaks({} if told is None else told, replica.gpu())
+
+
+def _check_contexts(queue: WorkQueue, about: dict[str, Any]) -> None:
+    """HarnessError where the cache of an engine that told this of itself is too small for a sample that is left."""
+    check_contexts(queue.left, about["contexts"], f"{next(iter(about['gpu']), 'a CPU')} of {about['host']}")
 
 
 def add_peaks(known: dict[str, int], more: dict[str, int]) -> None:
@@ -150,7 +161,8 @@ class Pool:
         told: filled with the replicas' GPUs, by name, and the most bytes that one of them has held.
 
     Raises:
-        HarnessError: if the cluster can never hold the replicas, or replicas die before they answer anything.
+        HarnessError: if the cluster can never hold the replicas, a replica's cache cannot hold a sample (told when it
+            has loaded), or replicas die before they answer anything.
         ModelError: if the engine refuses its model.
     """
 
@@ -236,6 +248,7 @@ class Pool:
             if seat.batch is None:
                 about = self._ray.get(pending)
                 seat.where = "{host}, process {pid}".format(**about)
+                _check_contexts(queue, about)
                 add_peaks(self._told, about["gpu"])
                 self._idle.append(self._busy.pop(pending))
                 self._num_lost_loading = 0

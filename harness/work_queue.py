@@ -52,6 +52,11 @@ class WorkQueue:
     def is_done(self) -> bool:
         return not (self._waiting or self._returned or self._num_out)
 
+    @property
+    def left(self) -> tuple[PlannedItem, ...]:
+        """Items that are in nobody's hands."""
+        return (*self._waiting, *(item for items in self._returned for item in items))
+
     def take(self) -> Batch | None:
         """The next batch, or None when all that is left is in other hands."""
         if self._returned:

@@ -4,7 +4,6 @@ With `fast` chunks are longer and move, and rows fit the requests: the same answ
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -18,7 +17,6 @@ from model.checkpoint import load_model, resolve
 from model.errors import ModelError
 from model.malloc import keep_freed_memory
 from model.request import Attention, ProbeResult, Request, Result
-from model.sampling import greedy
 from model.serving.decoder import NOT_FINITE, Decoder, Outputs
 from model.serving.forward import head
 from model.serving.lanes import Lane, open_lanes, packs
@@ -26,13 +24,12 @@ from model.serving.memory import fit_chunk, free_bytes, take_share
 from model.serving.pages import prefix_keys
 from model.serving.prompter import Prompter, is_small
 from model.serving.schedule import Schedule
+from model.serving.scoring import score
 from model.serving.sequence import PagedSequence
 from model.serving.shape import FAST_SHAPES, SHAPES, Shape, numerics
 from model.serving.shortage import AT_ONCE, WAITS, Steps, load_within
 from model.serving.stats import Stats
 from model.transformer import Transformer
-
-SCORED_ROWS = 256  # rows of a continuation whose logits are held at a time
 
 
 class PagedEngine:
@@ -182,10 +179,17 @@ class PagedEngine:
         return self.stats.peak_bytes if self.device == "cuda" else 0
 
     @property
+    def contexts(self) -> dict[str, int]:
+        """Tokens of prompt and answer that the cache can hold for one request, by variant.
+
+        The last token of an answer needs no room.
+        """
+        return {name: self._lane_of(attention).pages.capacity * PAGE for name, attention in self.attentions.items()}
+
+    @property
     def max_context(self) -> int:
-        """Tokens of prompt and answer that the cache can hold for one request of any variant."""
-        fit = min(lane.pages.capacity for lane in self._lanes.values()) * PAGE
-        return min(fit, self.model.config.max_positions)
+        """Tokens that one request of any variant may have."""
+        return min(*self.contexts.values(), self.model.config.max_positions)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Answer requests as they come; at most `num_rows` are under way, further ones are pulled as rows come free.
@@ -197,14 +201,14 @@ class PagedEngine:
     # what the schedule asks for
 
     def lane(self, sequence: PagedSequence) -> Lane:
-        return self._lanes[packs(sequence.attention, self.model.config, self._dtype)]
+        return self._lane_of(sequence.attention)
 
     def admit(self, request: Request, order: int) -> PagedSequence:
         """A request that fits, without a page yet. Raises ModelError if it never can."""
         attention = check_request(request, self.attentions, self.model.config)
         index_dtype = wanted_index_dtype(request, attention, self.model.config)
         sequence = PagedSequence(request, attention, index_dtype, self.encoding, order)
-        capacity = self.lane(sequence).pages.capacity * PAGE
+        capacity = self.contexts[request.variant]
         if sequence.most_tokens > capacity:
             raise ModelError(
                 f"request {request.id}: prompt and answer need {num_tokens(request)} tokens, the cache on this "
@@ -251,7 +255,7 @@ class PagedEngine:
             held = sequence.pages[place * unit // PAGE : (place + 1) * unit // PAGE]
             self.lane(sequence).pages.keep(sequence.keys[place], held)
         if sequence.request.continuation is not None:
-            self._score(sequence, hidden, start, stop)
+            score(self.model, self._steps, sequence, hidden, start)
         elif stop == len(sequence.prompt) and not sequence.generated:
             last = hidden[stop - start - 1 : stop - start]
             sequence.take(self._steps.run(lambda: sequence.sampler.next(head(self.model, last)[0]), [sequence]))
@@ -327,6 +331,9 @@ class PagedEngine:
         sequence.take(token)
         self.stats.decode_tokens += 1
 
+    def _lane_of(self, attention: Attention) -> Lane:
+        return self._lanes[packs(attention, self.model.config, self._dtype)]
+
     def _decoder(self, sequence: PagedSequence) -> Decoder:
         variant, attention = sequence.request.variant, sequence.attention
         if variant not in self._decoders:
@@ -358,28 +365,6 @@ class PagedEngine:
             return prompter.run(ids, start, sequence.pages, sequence.index_dtype, probe)
 
         return self._steps.run(step, [sequence])
-
-    def _score(self, sequence: PagedSequence, hidden: torch.Tensor, start: int, stop: int) -> None:
-        """Log-likelihoods of those continuation tokens whose predecessors are in this chunk."""
-        first = len(sequence.request.token_ids) - 1
-        continuation = sequence.request.continuation or ()
-        for top in range(max(first, start), stop, SCORED_ROWS):
-            end = min(top + SCORED_ROWS, stop)
-            rows, ids = hidden[top - start : end - start], continuation[top - first : end - first]
-            step = functools.partial(self._score_rows, rows, ids)
-            are_greedy, logprobs = self._steps.run(step, [sequence])
-            sequence.is_greedy = sequence.is_greedy and are_greedy
-            sequence.logprobs += logprobs
-
-    def _score_rows(self, hidden: torch.Tensor, ids: tuple[int, ...]) -> tuple[bool, list[float]]:
-        """Whether each of these tokens is its row's most likely one, and their log-likelihoods."""
-        logits = head(self.model, hidden)
-        targets = torch.tensor(ids, device=self._device)
-        broken = torch.nonzero(~logits.amax(-1).isfinite()).flatten().tolist()
-        if broken:
-            greedy(logits[broken[0]])  # raises
-        logprobs: list[float] = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1).tolist()
-        return bool((logits.argmax(-1) == targets).all()), logprobs
 
     def _probe_answer(self, sequence: PagedSequence) -> ProbeResult | None:
         """What the probe measured; the queries that gave the answer run once more in the prompt's form."""

@@ -34,7 +34,7 @@ def test_answers_end_where_the_cpu_engine_ends_them(tiny):
 
 
 def test_log_likelihoods_of_a_long_continuation_cross_chunks(tiny, monkeypatch):
-    monkeypatch.setattr("model.serving.engine.SCORED_ROWS", 100)
+    monkeypatch.setattr("model.serving.scoring.SCORED_ROWS", 100)
     requests = [ask("a", 200, continuation=random_ids(330)), ask("b", 257, continuation=random_ids(1))]
     expected = answers(LocalEngine.of(tiny, Words(), VARIANTS), requests)
     for key, result in answers(paged(tiny), requests).items():

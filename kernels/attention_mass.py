@@ -29,23 +29,24 @@ def attention_scores(
     """Scaled scores of query i over keys 0..positions[i], -inf behind, a tile of rows at a time.
 
     Args:
-        q: [s, h, d]; head j belongs to group j // (h / g). k: [t, g, d]. positions: [s], int, 0-based.
+        q: [n, s, h, d], the same queries at n layers; head j belongs to group j // (h / g). k: [n, t, g, d].
+        positions: [s], int, 0-based.
 
     Yields:
-        (rows of q, scores [rows, h, t] float32); at most 64 MiB, or one row.
+        (rows of q, scores [n, rows, h, t] float32); at most 64 MiB, or one row at n layers.
     """
-    s, h, _ = q.shape
-    t, g, _ = k.shape
-    keys = k.permute(1, 2, 0)  # [g, d, t]
-    step = max(1, TILE_BYTES // (h * t * 4))
+    n, s, h, _ = q.shape
+    t, g = k.shape[1:3]
+    keys = k.permute(0, 2, 3, 1)  # [n, g, d, t]
+    step = max(1, TILE_BYTES // (n * h * t * 4))
     cols = torch.arange(t, device=q.device)
     for top in range(0, s, step):
         rows = slice(top, min(top + step, s))
         b = rows.stop - top
-        queries = q[rows].unflatten(1, (g, h // g)).permute(1, 2, 0, 3).flatten(1, 2)  # [g, m * b, d]
-        scores = torch.matmul(queries, keys).float().mul_(scale).view(g, h // g, b, t)
+        queries = q[:, rows].unflatten(2, (g, h // g)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [n, g, m * b, d]
+        scores = torch.matmul(queries, keys).float().mul_(scale).view(n, g, h // g, b, t)
         scores.masked_fill_(cols[None, :] > positions[rows, None], float("-inf"))
-        yield rows, scores.permute(2, 0, 1, 3).flatten(1, 2)
+        yield rows, scores.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def attention_mass(q: torch.Tensor, k: torch.Tensor, scale: float, start: int | torch.Tensor) -> torch.Tensor:
@@ -75,8 +76,8 @@ def attention_mass(q: torch.Tensor, k: torch.Tensor, scale: float, start: int | 
 
         return attention_mass_triton(q, k, scale, positions.to(torch.int32))
     out = torch.empty(q.shape[0], k.shape[0], dtype=torch.float32, device=q.device)
-    for rows, scores in attention_scores(q, k, scale, positions):
-        torch.mean(scores.softmax(-1), 1, out=out[rows])
+    for rows, scores in attention_scores(q[None], k[None], scale, positions):
+        torch.mean(scores[0].softmax(-1), 1, out=out[rows])
     return out.masked_fill_(positions[:, None] < 0, 0.0)
 
 

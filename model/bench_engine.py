@@ -3,7 +3,8 @@
 A model by name, or a random FP8 checkpoint with DeepSeek-V3.2's layers through the same loader and engine: on a GPU
 the paged one, on a CPU the local one, on one thread, as a run's replica has them. Each case:
 new random prompts with an answer of one token give the prefill rate; the same prompts again, with a short and a long
-answer, give the decode rate from the difference of the two: prompts that the engine has cached then cost little.
+answer, give the decode rate from the difference of the two: prompts that the engine has cached then cost little. The
+short answers once more, with recall, give what recall costs.
 
 An engine that can be fast is measured in both modes, over the same weights and pages: what the same bits cost.
 """
@@ -22,7 +23,7 @@ import torch
 from model.bench_report import Report
 from model.errors import ModelError
 from model.random_checkpoint import write_random
-from model.request import Attention, CacheDtype, Request, Result
+from model.request import Attention, CacheDtype, Probes, Request, Result, Selector
 
 CONTEXTS = (8192, 32768, 65536, 131072)
 DEFAULT, FAST = "default", "fast"  # modes: the same bits in any company, or whatever is faster
@@ -32,6 +33,7 @@ SHORT, LONG = 8, 72  # tokens of the two answers
 MAX_BATCH = 64
 WARM_CONTEXT = 16384
 ROUNDS = 3
+QUERIES, KS = 16, (64, 128, 256)  # of recall, as in configs/smollm2-indexer.yaml
 ROOT = Path(__file__).resolve().parents[1]
 GPU_TESTS = (
     "tests/gpu/test_fp8_weights.py", "tests/gpu/test_engine.py", "tests/gpu/test_engine_memory.py",
@@ -120,21 +122,28 @@ def bench_engine(
             model=name, config={"layers": config.num_layers, "hidden_size": config.hidden_size, "topk": topk},
         )  # fmt: skip
         cases = _cases(contexts, batches, list(engines), list(attentions), TOKENS_AT_ONCE[kind])
-        for row in measure(engines, cases, config.vocab_size, seconds, device):
+        probes = _probes(attentions, config.indexer is not None)
+        for row in measure(engines, cases, config.vocab_size, seconds, device, probes):
             report.add(row)
     return report.content
 
 
 def measure(
-    engines: Mapping[str, Any], cases: Sequence[Case], vocab_size: int, seconds: float, device: str
+    engines: Mapping[str, Any],
+    cases: Sequence[Case],
+    vocab_size: int,
+    seconds: float,
+    device: str,
+    probes: Mapping[str, Probes] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Time cases one after the other, behind a warm-up that is not timed; what fails is a row with "failure".
 
     Args:
-        engines: by mode. Only one of them runs at a time.
+        engines: by mode. Only one of them runs at a time. probes: recall to measure, by variant; without, none is.
 
     Yields:
-        variant, context, batch, mode, n and n_decode (measurements), peak_bytes, peak_over_idle_bytes (what an engine
+        variant, context, batch, mode, n and n_decode (measurements), recall_seconds (what recall adds to a request,
+        median of n_decode), peak_bytes, peak_over_idle_bytes (what an engine
         holds between cases, pages of its cache included, does not count), cached_share (of the prompt tokens, in the
         decode runs), and for prefill and decode the median, min and max of tokens/s over all prompts of the batch; for
         a fast mode also prefill_ratio and decode_ratio, its medians over those of the same case in the default mode.
@@ -158,7 +167,8 @@ def measure(
         _reset_peak(device)
         before = _held_bytes(device)
         try:
-            row |= _measure_case(engines[case.mode], case, vocab_size, left / (len(cases) - number))
+            asked = (probes or {}).get(case.variant)
+            row |= _measure_case(engines[case.mode], case, vocab_size, left / (len(cases) - number), asked)
             row |= _ratios(row, measured.get(dataclasses.replace(case, mode=DEFAULT)))
             measured[case] = row
         except FAILURES as error:
@@ -167,7 +177,7 @@ def measure(
         yield {**row, "peak_bytes": peak, "peak_over_idle_bytes": peak - before}
 
 
-def _measure_case(engine: Any, case: Case, vocab_size: int, share: float) -> dict[str, Any]:
+def _measure_case(engine: Any, case: Case, vocab_size: int, share: float, probes: Probes | None) -> dict[str, Any]:
     """One row's numbers. Measurements are repeated while the case's share of the time lasts."""
     end = time.perf_counter() + share
     prompt_tokens = case.context * case.batch
@@ -178,17 +188,25 @@ def _measure_case(engine: Any, case: Case, vocab_size: int, share: float) -> dic
     last = len(prefill) - 1
     # an engine may prepare its steps when they first come: that must not shorten the difference below
     _timed(engine, _requests(case, vocab_size, last, SHORT))
+    if probes is not None:
+        _timed(engine, _requests(case, vocab_size, last, SHORT, probes))
     decode: list[float] = []
+    recall: list[float] = []
     cached = 0
     while not decode or (len(decode) < ROUNDS and 2 * cached > prompt_tokens and time.perf_counter() < end):
         short, first = _timed(engine, _requests(case, vocab_size, last, SHORT))
         long, second = _timed(engine, _requests(case, vocab_size, last, LONG))
+        if probes is not None:
+            probed, _ = _timed(engine, _requests(case, vocab_size, last, SHORT, probes))
+            recall.append((probed - short) / case.batch)
         cached = sum(result.usage.cached_tokens for result in second)
         tokens = sum(r.usage.completion_tokens for r in second) - sum(r.usage.completion_tokens for r in first)
         if tokens <= 0 or long <= short:
             raise Failure(f"{tokens} more tokens in {long - short:.3f} s more: no decode rate can be told")
         decode.append(tokens / (long - short))
     row = {"n": len(prefill), "n_decode": len(decode), "cached_share": cached / prompt_tokens}
+    if recall:
+        row["recall_seconds"] = statistics.median(recall)
     for name, rates in (("prefill", prefill), ("decode", decode)):
         row |= {
             f"{name}_tokens_per_second": statistics.median(rates),
@@ -217,15 +235,28 @@ def _timed(engine: Any, requests: list[Request]) -> tuple[float, list[Result]]:
     return took, results
 
 
-def _requests(case: Case, vocab_size: int, turn: int, max_tokens: int) -> list[Request]:
+def _probes(attentions: Mapping[str, Attention], has_indexer: bool) -> dict[str, Probes]:
+    """Of dense attention every selector at several k, of a sparse variant its own, as a run asks for."""
+    every: tuple[Selector, ...] = ("indexer", "oracle", "recency") if has_indexer else ("oracle", "recency")
+    found = {}
+    for name, attention in attentions.items():
+        ks, selectors = (KS, every) if attention.topk is None else ((attention.topk,), (attention.selector,))
+        found[name] = Probes(queries=QUERIES, ks=ks, selectors=selectors)
+    return found
+
+
+def _requests(case: Case, vocab_size: int, turn: int, max_tokens: int, probes: Probes | None = None) -> list[Request]:
     """The same prompts for the same case and turn, whatever the mode; no two prompts begin alike."""
     seen = dataclasses.replace(case, mode=DEFAULT)
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seen} {turn}".encode()))
     prompts = torch.randint(0, vocab_size, (case.batch, case.context), generator=generator).tolist()
     return [
-        Request(id=f"{turn}-{max_tokens}-{i}", variant=case.variant, token_ids=tuple(ids), max_tokens=max_tokens)
+        Request(
+            id=f"{turn}-{max_tokens}-{i}", variant=case.variant, token_ids=tuple(ids), max_tokens=max_tokens,
+            probes=probes,
+        )
         for i, ids in enumerate(prompts)
-    ]
+    ]  # fmt: skip
 
 
 def _cases(

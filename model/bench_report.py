@@ -18,8 +18,8 @@ import torch
 
 MISSING = "–"  # noqa: RUF001 (an en dash in a table)
 HEAD = (
-    "context", "attention", "batch", "mode", "prefill tokens/s", "decode tokens/s", "ms a step", "peak GiB",
-    "over idle", "prefill / default", "decode / default",
+    "context", "attention", "batch", "mode", "prefill tokens/s", "decode tokens/s", "ms a step", "recall ms",
+    "peak GiB", "over idle", "prefill / default", "decode / default",
 )  # fmt: skip
 
 
@@ -68,6 +68,11 @@ def table(content: Mapping[str, Any]) -> str:
             "In the default mode the same request gives the same bits in any company; `--fast` gives that up, and the "
             "last two columns say how many times as fast it then is."
         )
+    if any("recall_seconds" in row for row in content["rows"]):
+        lines.append(
+            "Recall: what it adds to a request, for 16 queries of the prompt and 8 of the answer at every layer: dense "
+            "for every selector at three k, sparse for its own choice."
+        )
     lines += ["", f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
     return "\n".join([*lines, *(line(row) for row in content["rows"])]) + "\n"
 
@@ -76,10 +81,11 @@ def line(row: Mapping[str, Any]) -> str:
     """One row of the table."""
     cells = [f"{row['context']:,}", row["variant"], str(row["batch"]), row.get("mode", "default")]
     if "failure" in row:
-        cells += [row["failure"].replace("|", "/"), MISSING, MISSING]
+        cells += [row["failure"].replace("|", "/"), MISSING, MISSING, MISSING]
     else:
         step = 1000 * row["batch"] / row["decode_tokens_per_second"]
-        cells += [_rates(row, "prefill", row["n"]), _rates(row, "decode", row["n_decode"]), f"{step:.2f}"]
+        recall = f"{1000 * row['recall_seconds']:,.1f}" if "recall_seconds" in row else MISSING
+        cells += [_rates(row, "prefill", row["n"]), _rates(row, "decode", row["n_decode"]), f"{step:.2f}", recall]
     for name in ("peak_bytes", "peak_over_idle_bytes"):
         cells.append(f"{row[name] / 2**30:.1f}" if name in row else MISSING)
     cells += [f"{row[name]:.2f}" if name in row else MISSING for name in ("prefill_ratio", "decode_ratio")]

@@ -2,8 +2,10 @@
 
 import itertools
 import random
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 
 from kernels import attention_mass
@@ -18,17 +20,23 @@ from model.selection import random_scores, recency_ranks
 if TYPE_CHECKING:
     from model.attention import MLA
 
+Phase = Literal["prompt", "answer"]
+Phases = Mapping[Phase, Sequence[int]]
+Plain = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # index queries [r, h, d], keys [t, d], weights [r, h]
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
 MEASURES = ("mass", "oracle_mass", "topk_recall", "output_error", "needle_coverage")
 COLUMNS = ("position", "phase", "layer", "selector", "k", "visible", *MEASURES)
 
 
 class _Measured(NamedTuple):
-    """A few queries at one layer: how many keys each sees, and columns [ks * selectors, queries] on their device."""
+    """A few queries at some layers: their positions, which of them belong to each phase, and what was measured there,
+    [measures, ks * selectors, layers, queries] on their device."""
 
-    phase: str
-    layer: int
-    visible: list[int]
-    columns: dict[str, torch.Tensor]
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    phases: Phases
+    values: torch.Tensor
 
 
 def sampled_positions(probes: Probes, prompt_tokens: int) -> list[int]:
@@ -51,7 +59,7 @@ class Probe:
         self.attention = attention
         self.prompt_tokens = prompt_tokens
         self.prompt_positions = sampled_positions(spec, prompt_tokens)
-        self.phase: Literal["prompt", "answer"] = "prompt"
+        self.phase: Phase = "prompt"
         self._needle = tuple(sorted({p for start, end in spec.needles for p in range(start, end)}))
         self._measured: list[_Measured] = []
         self._copies: dict[tuple[torch.device, tuple[int, ...]], torch.Tensor] = {}
@@ -77,13 +85,34 @@ class Probe:
         if not wanted:
             return
         rows = self._on(q.device, tuple(wanted))
-        positions = rows + segment.start
-        queries = layer.absorb(q[rows])
-        keys, values = layer.layout.keys(kv), layer.layout.values(kv).float()
-        for tile, logits in attention_scores(queries, keys, layer.config.softmax_scale, positions):
-            columns = self._tile(layer, values, segment, rows[tile], positions[tile], logits)
-            seen = [segment.start + row + 1 for row in wanted[tile]]
-            self._measured.append(_Measured(self.phase, layer.layer, seen, columns))
+        scorer = segment.scorer
+        if scorer is not None:
+            scorer = scorer[0][rows], scorer[1], scorer[2][rows]
+        places = tuple(segment.start + row for row in wanted)
+        self.measure_layers(
+            (layer,), layer.absorb(q[rows])[None], kv[None], (scorer,), places, {self.phase: range(len(places))}
+        )
+
+    def measure_layers(
+        self, layers: Sequence["MLA"], queries: torch.Tensor, kv: torch.Tensor, scorers: Sequence[Plain | None],
+        places: tuple[int, ...], phases: Phases,
+    ) -> None:  # fmt: skip
+        """Probe the same queries at n layers.
+
+        Args:
+            queries: absorbed, [n, r, h, width]. kv: cache rows, [n, t, width]; nothing behind row t - 1 is seen.
+            scorers: of each layer, None without a trained indexer.
+            places: positions of the queries, ascending, none twice. phases: which of the queries belong to each.
+        """
+        positions = self._on(queries.device, places)
+        layout, scale = layers[0].layout, layers[0].config.softmax_scale
+        keys, values = layout.keys(kv), layout.values(kv).float()
+        tiles = [
+            self._tile(layers, values, _of_rows(scorers, tile), positions[tile], logits)
+            for tile, logits in attention_scores(queries, keys, scale, positions)
+        ]
+        found = torch.cat(tiles, -1) if len(tiles) > 1 else tiles[0]
+        self._measured.append(_Measured(tuple(layer.layer for layer in layers), places, phases, found))
 
     def _on(self, device: torch.device, numbers: tuple[int, ...]) -> torch.Tensor:
         """Numbers as int64 on a device, copied once: every copy to a GPU waits for it."""
@@ -93,84 +122,96 @@ class Probe:
         return self._copies[key]
 
     def _tile(
-        self, layer: "MLA", values: torch.Tensor, segment: Segment, rows: torch.Tensor, positions: torch.Tensor,
+        self, layers: Sequence["MLA"], values: torch.Tensor, scorers: Sequence[Plain | None], positions: torch.Tensor,
         logits: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:  # fmt: skip
-        """What a few queries lose at one layer under every selector and k, a column [ks * selectors, r] each.
+    ) -> torch.Tensor:  # fmt: skip
+        """What a few queries lose at n layers under every selector and k, [measures, ks * selectors, n, r].
 
         Args:
-            values: [t, g, c] float32. rows: of the segment, [r]. logits: dense attention's, [r, h, t] float32.
+            values: [n, t, g, c] float32. scorers: of these queries. positions: [r]. logits: dense attention's,
+                [n, r, h, t] float32.
         """
         probabilities = logits.softmax(-1)
-        mass = probabilities.mean(1)  # [r, t]
-        dense = _read(layer, probabilities, values)  # [r, h, v]
-        dense_norm = dense.flatten(1).norm(dim=1)
-        ranks, oracle_ranks = self._ranks(layer, segment, rows, positions, mass)
-        sizes = self._on(positions.device, self.spec.ks)[:, None, None, None]
-        chosen = ranks < sizes  # [ks, selectors, r, t]
+        mass = probabilities.mean(2)  # [n, r, t]
+        dense = _read(layers, probabilities[None], values)[0]  # [n, r, h, v]
+        dense_norm = dense.flatten(2).norm(dim=2)
+        ranks, oracle_ranks = self._ranks(layers, scorers, positions, mass)
+        sizes = self._on(positions.device, self.spec.ks)[:, None, None, None, None]
+        chosen = ranks < sizes  # [ks, selectors, n, r, t]
         oracle = (oracle_ranks < sizes).expand_as(chosen).flatten(0, 1)
         chosen = chosen.flatten(0, 1)
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in MEASURES}
+        parts: list[torch.Tensor] = []
         step = together(logits)
         for top in range(0, len(chosen), step):
-            some, best = chosen[top : top + step], oracle[top : top + step]  # [b, r, t]
+            some, best = chosen[top : top + step], oracle[top : top + step]  # [b, n, r, t]
             # a softmax of its own: a head may have left the selected keys no mass that float32 can hold
-            kept = logits.masked_fill(~some[:, :, None], float("-inf")).softmax(-1)
-            sparse = _read(layer, kept.flatten(0, 1), values).unflatten(0, some.shape[:2])
-            parts["mass"].append((mass * some).sum(-1))
-            parts["oracle_mass"].append((mass * best).sum(-1))
-            parts["topk_recall"].append((some & best).sum(-1) / best.sum(-1))
-            parts["output_error"].append((dense - sparse).flatten(2).norm(dim=2) / dense_norm)
-            parts["needle_coverage"].append(self._coverage(some, positions))
-        return {name: torch.cat(found) if len(found) > 1 else found[0] for name, found in parts.items()}
+            kept = logits.masked_fill(~some[:, :, :, None], float("-inf")).softmax(-1)
+            sparse = _read(layers, kept, values)
+            measured = {
+                "mass": (mass * some).sum(-1),
+                "oracle_mass": (mass * best).sum(-1),
+                "topk_recall": (some & best).sum(-1) / best.sum(-1),
+                "output_error": (dense - sparse).flatten(3).norm(dim=3) / dense_norm,
+                "needle_coverage": self._coverage(some, positions),
+            }
+            parts.append(torch.stack([measured[name] for name in MEASURES]))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def _ranks(
-        self, layer: "MLA", segment: Segment, rows: torch.Tensor, positions: torch.Tensor, mass: torch.Tensor
+        self, layers: Sequence["MLA"], scorers: Sequence[Plain | None], positions: torch.Tensor, mass: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The order in which each selector takes its keys, [selectors, r, t] int32, and the oracle's [r, t].
+        """The order in which each selector takes its keys, [selectors, n, r, t] int32, and the oracle's [n, r, t].
 
         One choice of the largest k holds those of all others, and all scores are ranked together.
         """
-        largest, num_keys = max(self.spec.ks), mass.shape[1]
+        largest, (n, r, t) = max(self.spec.ks), mass.shape
         scores: dict[Selector, torch.Tensor] = {"oracle": mass}
         for selector in self.spec.selectors:
             if selector == "random":
-                scores[selector] = random_scores(self.attention.seed, layer.layer, positions, num_keys)
+                each = [random_scores(self.attention.seed, layer.layer, positions, t) for layer in layers]
+                scores[selector] = torch.stack(each)
             elif selector == "indexer":
-                if segment.scorer is None:
-                    raise ModelError("recall: selector indexer: this model has no trained indexer")
-                queries, keys, weights = segment.scorer
-                # rows are ascending, so row i of r sees no key behind t - r + i
-                scores[selector] = index_scores(queries[rows], keys, weights[rows], len(keys) - len(rows))
-        visible = (positions + 1).repeat(len(scores))
-        ranked = topk_ranks(torch.cat(list(scores.values())), largest, visible).unflatten(0, (len(scores), -1))
-        ranks = dict(zip(scores, ranked, strict=True))
+                scores[selector] = _index_scores(scorers)
+        visible = (positions + 1).repeat(len(scores) * n)
+        ranked = topk_ranks(torch.cat([each.flatten(0, 1) for each in scores.values()]), largest, visible)
+        ranks = dict(zip(scores, ranked.unflatten(0, (len(scores), n, r)), strict=True))
         if "recency" in self.spec.selectors:
-            ranks["recency"] = recency_ranks(largest, positions, num_keys)
+            ranks["recency"] = recency_ranks(largest, positions, t).expand(n, -1, -1)
         return torch.stack([ranks[selector] for selector in self.spec.selectors]), ranks["oracle"]
 
     def _coverage(self, chosen: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Share of the needle's tokens in each set [b, r, t] -> [b, r]; NaN where the needle is not wholly visible."""
+        """Share of the needle's tokens in each set [b, n, r, t] -> [b, n, r]; NaN where not all of it is visible."""
         if not self._needle:
-            return torch.full(chosen.shape[:2], float("nan"), device=chosen.device)
+            return torch.full(chosen.shape[:3], float("nan"), device=chosen.device)
         # a needle that lies beyond is seen by nobody
-        inside = self._on(chosen.device, self._needle).clamp_max(chosen.shape[2] - 1)
-        share = chosen[:, :, inside].float().mean(2)
+        inside = self._on(chosen.device, self._needle).clamp_max(chosen.shape[3] - 1)
+        share = chosen[..., inside].float().mean(3)
         return share.masked_fill(positions < self._needle[-1], float("nan"))
 
     def _columns(self) -> dict[str, list[Any]]:
-        """All rows as columns; one copy from the device for each, so that no step has to wait for it."""
+        """All rows as columns, by phase, layer, k, selector and position: whatever the steps that they came in."""
         columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        for tile in self._measured:
-            for k, selector in itertools.product(self.spec.ks, self.spec.selectors):
-                same = {"phase": tile.phase, "layer": tile.layer, "selector": selector, "k": k}
-                for name, value in same.items():
-                    columns[name] += [value] * len(tile.visible)
-                columns["position"] += [n - 1 for n in tile.visible]
-                columns["visible"] += tile.visible
-        if self._measured:
-            for name in MEASURES:
-                columns[name] = torch.cat([tile.columns[name].flatten() for tile in self._measured]).tolist()
+        host = [(one, one.values.cpu().numpy()) for one in self._measured]
+        sets = list(itertools.product(self.spec.ks, self.spec.selectors))
+        for phase, layer in itertools.product(PHASES, sorted({layer for one, _ in host for layer in one.layers})):
+            mine = [
+                (list(one.phases[phase]), one.positions, values[:, :, one.layers.index(layer)])
+                for one, values in host
+                if layer in one.layers and one.phases.get(phase)
+            ]
+            if not mine:
+                continue
+            found = np.concatenate([values[..., rows] for rows, _, values in mine], -1)
+            positions = [seen[row] for rows, seen, _ in mine for row in rows]
+            count = len(positions)
+            for name, values in zip(MEASURES, found, strict=True):
+                columns[name] += values.flatten().tolist()
+            columns["position"] += positions * len(sets)
+            columns["visible"] += [position + 1 for position in positions] * len(sets)
+            columns["phase"] += [phase] * (count * len(sets))
+            columns["layer"] += [layer] * (count * len(sets))
+            columns["k"] += [k for k, _ in sets for _ in range(count)]
+            columns["selector"] += [selector for _, selector in sets for _ in range(count)]
         columns["needle_coverage"] = [None if share != share else share for share in columns["needle_coverage"]]
         return columns
 
@@ -195,10 +236,36 @@ def together(logits: torch.Tensor) -> int:
     return max(1, attention_mass.TILE_BYTES // logits.nbytes) if logits.is_cuda else 1
 
 
-def _read(layer: "MLA", probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Probabilities [r, h, t] over values [t, g, c] -> head outputs [r, h, v], float32."""
-    r, h, t = probabilities.shape
-    g = values.shape[1]
-    grouped = probabilities.unflatten(1, (g, h // g)).permute(1, 0, 2, 3).reshape(g, -1, t)
-    out = torch.bmm(grouped, values.transpose(0, 1)).view(g, r, h // g, -1).permute(1, 0, 2, 3).flatten(1, 2)
-    return layer.up_project(out)
+def _read(layers: Sequence["MLA"], probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Probabilities [b, n, r, h, t] over values [n, t, g, c] -> head outputs [b, n, r, h, v], float32."""
+    b, n, r, h, t = probabilities.shape
+    g = values.shape[2]
+    grouped = probabilities.unflatten(3, (g, h // g)).permute(1, 3, 0, 2, 4, 5).reshape(n * g, -1, t)
+    out = torch.bmm(grouped, values.transpose(1, 2).flatten(0, 1)).view(n, g, b, r, h // g, -1)
+    out = out.permute(2, 0, 3, 1, 4, 5).flatten(3, 4)  # [b, n, r, h, c]
+    if not layers[0].config.absorbs:
+        return out
+    each = [layer.up_project(out[:, i].flatten(0, 1)).unflatten(0, (b, r)) for i, layer in enumerate(layers)]
+    return torch.stack(each, 1) if n > 1 else each[0][:, None]
+
+
+def _of_rows(scorers: Sequence[Plain | None], rows: slice) -> list[Plain | None]:
+    """The scorers of some of the queries; layers that share one go on to share it."""
+    cut: dict[int, Plain] = {}
+    for scorer in scorers:
+        if scorer is not None and id(scorer) not in cut:
+            cut[id(scorer)] = scorer[0][rows], scorer[1], scorer[2][rows]
+    return [None if scorer is None else cut[id(scorer)] for scorer in scorers]
+
+
+def _index_scores(scorers: Sequence[Plain | None]) -> torch.Tensor:
+    """What the indexer of each layer thinks of every key, [n, r, t] float32; once where layers share it."""
+    known: dict[int, torch.Tensor] = {}
+    for scorer in scorers:
+        if scorer is None:
+            raise ModelError("recall: selector indexer: this model has no trained indexer")
+        if id(scorer) not in known:
+            queries, keys, weights = scorer
+            # positions ascend, so query i of r sees no key behind t - r + i
+            known[id(scorer)] = index_scores(queries, keys, weights, len(keys) - len(queries))
+    return torch.stack([known[id(scorer)] for scorer in scorers])

@@ -1,7 +1,5 @@
 """One layer's attention over a paged cache: a prompt's chunk, or one new token for each of many requests."""
 
-from typing import cast
-
 import torch
 
 from kernels.dense_decode import dense_decode
@@ -13,11 +11,10 @@ from kernels.sparse_mla import sparse_mla
 from model.attention import MLA
 from model.config import ModelConfig
 from model.indexer import Tables
-from model.segment import Segment
 from model.serving.choose import choose_for_chunk, choose_for_rows
 from model.serving.forms import dense_backend, form_runs, heads_at_once
 from model.serving.pool import LayerPages
-from model.serving.step import Chunk, Rows, Scorer, Window
+from model.serving.step import Chunk, Rows, Scorer
 
 
 def attend_chunk(
@@ -31,9 +28,6 @@ def attend_chunk(
     kv = pages.rows(chunk.pages)[: chunk.stop]
     # what lies behind the last token may be another request's NaN, and 0 * NaN is NaN
     kv[chunk.start :].masked_fill_(~chunk.real[:, None], 0.0)
-    if chunk.probe is not None:
-        known = chunk.start + chunk.num_tokens
-        chunk.probe.measure(layer, q[: chunk.num_tokens], kv[:known], cast(Segment, _window(chunk)))
     out = _read_chunk(layer, q, kv, chunk)
     projected: torch.Tensor = layer.o_proj(out.flatten(1))
     return projected
@@ -42,12 +36,15 @@ def attend_chunk(
 def attend_rows(
     layer: MLA, x: torch.Tensor, tables: Tables, index_tables: Tables, rows: Rows, pages: LayerPages
 ) -> torch.Tensor:
-    """Normalised hidden states [R, hidden] -> [R, hidden]; the new tokens enter the cache. Never waits for a GPU."""
+    """Normalised hidden states [R, hidden] -> [R, hidden]; new tokens enter the cache. Never waits for a GPU."""
     q, latent = layer._queries(x, tables)
-    pages.write(rows.slots, layer._cache_rows(x, tables), rounded=rows.attention.cache_dtype == "fp8")
+    if rows.kept is None:
+        pages.write(rows.slots, layer._cache_rows(x, tables), rounded=rows.attention.cache_dtype == "fp8")
     if layer.indexer is not None and rows.index_dtype is not None:
         rows.scorer = _score_with(layer, latent, x, index_tables, rows, pages)
     queries, scale = layer.absorb(q), layer.config.softmax_scale
+    if rows.kept is not None:
+        rows.kept.keep(layer.layer, queries, rows.scorer if layer.indexer is not None else None)
     topk, selector = rows.attention.topk, rows.attention.selector
     if topk is None:
         out = dense_decode(queries, pages.latent, rows.tables, rows.lengths, layer.layout, scale, check_ids=False)[0]
@@ -70,22 +67,6 @@ def _score_with(
     if pages.index[dtype].dtype == torch.float32:  # FP8 keys of an odd width
         queries = queries.float()
     return Scorer(queries=queries, weights=weights, dtype=dtype, pages=pages)
-
-
-def _window(chunk: Chunk) -> Window:
-    """The chunk for a probe; FP8 index keys and queries are exact in float32."""
-    scorer = None
-    if chunk.scorer is not None:
-        keys, scales = chunk.scorer.keys(chunk.pages, chunk.stop)
-        queries = chunk.scorer.queries
-        if scales is not None:
-            keys, queries = keys.float() * scales[:, None], queries.float()
-        scorer = (
-            queries[: chunk.num_tokens],
-            keys[: chunk.start + chunk.num_tokens],
-            chunk.scorer.weights[: chunk.num_tokens],
-        )
-    return Window(start=chunk.start, length=chunk.num_tokens, scorer=scorer)
 
 
 def _read_chunk(layer: MLA, q: torch.Tensor, kv: torch.Tensor, chunk: Chunk) -> torch.Tensor:

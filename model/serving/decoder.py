@@ -3,6 +3,7 @@
 Rows are fixed, or, where steps fit them, a power of two: then there is a graph for each number of rows as well.
 """
 
+import collections
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from model.request import Attention, IndexDtype
 from model.serving.forward import run_rows
 from model.serving.pool import PagePool
 from model.serving.stats import Stats
-from model.serving.step import Rows
+from model.serving.step import Kept, Rows
 from model.transformer import Transformer
 
 FIRST_BUCKET = 1024 // PAGE  # pages; each further bucket holds twice as many
@@ -31,9 +32,13 @@ class Outputs:
     """What a step leaves behind, shared by all decoders: it is read before the next step begins."""
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
-        """tokens [R] int64: the id of the largest logit, NOT_FINITE where it is not finite. logits: [R, v] float32."""
+        """tokens [R] int64: the id of the largest logit, NOT_FINITE where it is not finite. logits: [R, v] float32.
+
+        kept: what a step of recall leaves, by the precision of its index keys.
+        """
         self.tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.logits = torch.zeros(num_rows, vocab_size, dtype=torch.float32, device=device)
+        self.kept: dict[IndexDtype | None, Kept] = collections.defaultdict(Kept)
         self._is_gpu = device.type == "cuda"
         self.begin_graphs()
 

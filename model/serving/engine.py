@@ -16,6 +16,7 @@ from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
 from model.errors import ModelError
 from model.malloc import keep_freed_memory
+from model.probe import Probe
 from model.request import Attention, ProbeResult, Request, Result
 from model.serving.decoder import NOT_FINITE, Decoder, Outputs
 from model.serving.forward import head
@@ -23,6 +24,7 @@ from model.serving.lanes import Lane, open_lanes, packs
 from model.serving.memory import fit_chunk, free_bytes, take_share
 from model.serving.pages import prefix_keys
 from model.serving.prompter import Prompter, is_small
+from model.serving.recall import Recaller
 from model.serving.schedule import Schedule
 from model.serving.scoring import score
 from model.serving.sequence import PagedSequence
@@ -166,6 +168,7 @@ class PagedEngine:
         self.stats.pool_bytes = sum(lane.pool.num_bytes for lane in self._lanes.values())
         self._decoders: dict[str, Decoder] = {}
         self._prompters: dict[str, Prompter] = {}
+        self._recallers: dict[str, Recaller] = {}
         self._steps = Steps(self)
 
     @property
@@ -300,8 +303,7 @@ class PagedEngine:
         try:
             if sequence.error is not None:
                 return failure(sequence.request, sequence.error)
-            probes = self._probe_answer(sequence)
-            return dataclasses.replace(sequence.result(), probes=probes)
+            return dataclasses.replace(sequence.result(), probes=self._recall(sequence))
         except FAILURES as error:
             raise_if_lost(error)
             return failure(sequence.request, error)
@@ -314,6 +316,8 @@ class PagedEngine:
             decoder.forget()
         for prompter in self._prompters.values():
             prompter.forget()
+        for recaller in self._recallers.values():
+            recaller.forget()
         self._outputs.begin_graphs()
 
     # steps
@@ -348,35 +352,37 @@ class PagedEngine:
 
     def _run_chunk(self, sequence: PagedSequence, ids: tuple[int, ...], start: int) -> torch.Tensor:
         """Hidden states of tokens of one request, padding included: [rows, hidden]."""
-        variant, probe = sequence.request.variant, sequence.probe
+        variant = sequence.request.variant
         if variant not in self._prompters:
             self._prompters[variant] = Prompter(
                 self.model, self.lane(sequence).pool, sequence.attention, self._outputs, self.shape,
                 self.prompt_graphs, self.stats,
             )  # fmt: skip
-        if probe is not None and probe.phase == "prompt":
-            probe = probe if any(start <= p < start + len(ids) for p in probe.prompt_positions) else None
         prompter = self._prompters[variant]
-        known = 0 if probe is None else probe.num_tiles
+        return self._steps.run(lambda: prompter.run(ids, start, sequence.pages, sequence.index_dtype), [sequence])
 
-        def step() -> torch.Tensor:
-            if probe is not None:
-                probe.cut(known)  # what a try that failed has measured
-            return prompter.run(ids, start, sequence.pages, sequence.index_dtype, probe)
+    def _recall(self, sequence: PagedSequence) -> ProbeResult | None:
+        """What the request's probes find, now that its answer is there."""
+        request, variant = sequence.request, sequence.request.variant
+        if request.probes is None:
+            return None
+        if variant not in self._recallers:
+            lane = self.lane(sequence)
+            longest = min(-(-self.model.config.max_positions // PAGE), lane.pages.capacity)
+            self._recallers[variant] = Recaller(
+                self.model, lane.pool, sequence.attention, self._outputs, longest, self.prompt_graphs
+            )
+        recaller, spec = self._recallers[variant], request.probes
+        answer = request.continuation or tuple(sequence.generated)
+
+        def step() -> ProbeResult:
+            probe = Probe(spec, sequence.attention, len(request.token_ids))
+            recaller.measure(
+                probe, request.token_ids, answer, sequence.pages, sequence.index_dtype, len(sequence.prompt)
+            )
+            return probe.result(len(request.token_ids) + len(answer) - 1)
 
         return self._steps.run(step, [sequence])
-
-    def _probe_answer(self, sequence: PagedSequence) -> ProbeResult | None:
-        """What the probe measured; the queries that gave the answer run once more in the prompt's form."""
-        probe, request = sequence.probe, sequence.request
-        if probe is None:
-            return None
-        probe.phase = "answer"
-        answer = request.continuation or tuple(sequence.generated)
-        ids = (request.token_ids[-1], *answer[:-1])
-        for top in range(0, len(ids), self.shape.chunk):
-            self._run_chunk(sequence, ids[top : top + self.shape.chunk], len(request.token_ids) - 1 + top)
-        return self._steps.run(lambda: probe.result(len(request.token_ids) + len(answer) - 1), [sequence])
 
     def _wait(self) -> None:
         if self.device == "cuda":

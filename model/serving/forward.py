@@ -28,14 +28,18 @@ def run_chunk(model: Transformer, ids: torch.Tensor, chunk: Chunk, pool: PagePoo
 
 def run_rows(model: Transformer, rows: Rows, pool: PagePool) -> torch.Tensor:
     """One new token a request -> logits [R, v] float32; the cache grows."""
-    hidden = _walk(
+    return head(model, walk_rows(model, rows, pool))
+
+
+def walk_rows(model: Transformer, rows: Rows, pool: PagePool) -> torch.Tensor:
+    """One token a row -> hidden states behind the last layer, [R, hidden]."""
+    return _walk(
         model,
         rows.ids,
         rows.positions,
         lambda layer, x, tables, index: attend_rows(layer, x, tables, index, rows, pool.layers[layer.layer]),
         rows.like,
     )
-    return head(model, hidden)
 
 
 def head(model: Transformer, hidden: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,8 @@ MARGIN_BYTES = 1 << 30  # library workspaces, fragments, captured graphs
 SPLITS = 32  # float32 copies of a decode step's attention output
 CONTEXT_BYTES = 1 << 30  # of a share: CUDA's own and kernels' code, which torch does not count; 0.8 GiB on an H100
 LEAST_CONTEXT = 1024  # tokens: a GPU's cache for less is no cache
+MOST_QUERIES = 64  # of a step of recall
+KEPT_BYTES = 128 << 20  # queries of all layers that it keeps, those of one token at least
 SETS = 32  # ks times selectors of a recall that is planned for
 STEP_SHARE = 2 / 3  # of free memory, at most, for a step whose chunk may be shorter
 
@@ -29,26 +31,36 @@ def working_bytes(config: ModelConfig, itemsize: int, num_rows: int, chunk: int,
     itemsize: bytes of an element of the model. context: tokens of the longest request.
     """
     a_token, a_key = _token_bytes(config, itemsize), _key_bytes(config, itemsize)
-    # recall is measured before a layer's own keys are chosen and read: both at once are more than is ever there
-    probe = probe_bytes(config, chunk, context)
-    both = _reading_bytes(config, itemsize, chunk, context) + probe
-    passing = max(probe, min(SCORE_BYTES + EXPAND_BYTES, both))
-    prompt = chunk * a_token + context * a_key + passing
+    reading = min(SCORE_BYTES + EXPAND_BYTES, _reading_bytes(config, itemsize, chunk, context))
+    queries = recall_rows(config, itemsize)
+    recall = probe_bytes(config, queries * config.num_layers, context) + TILE_BYTES
+    prompt = chunk * a_token + context * a_key + max(recall, reading)
     logits = max(num_rows, 256) * config.vocab_size * 12  # of a decode step, or of a block of scored tokens
     scores = num_rows * context * 4 * 3
     decode = num_rows * (a_token + SPLITS * config.num_heads * config.kv_lora_rank * 4) + scores
-    return prompt + decode + logits
+    return prompt + decode + logits + queries * _query_bytes(config, itemsize)
 
 
-def probe_bytes(config: ModelConfig, chunk: int, context: int) -> int:
-    """An upper estimate of what recall holds at one layer beside the cache's rows: of up to SETS sets of keys.
+def recall_rows(config: ModelConfig, itemsize: int) -> int:
+    """Queries that one step of recall runs: a power of two up to 64, as many as it may keep at all layers."""
+    return max(1, min(MOST_QUERIES, 1 << (KEPT_BYTES // _query_bytes(config, itemsize)).bit_length() >> 1))
 
-    A tile of scores [r, h, t] is there up to 8 times, each (query, key) pair in masks, ranks and scores of every
+
+def layers_at_once(config: ModelConfig, itemsize: int, num_queries: int, context: int) -> int:
+    """Layers at which recall is measured together: their scores, keys and values fit a tile; one layer at least."""
+    a_key = 4 * config.num_heads * num_queries + _key_bytes(config, itemsize)
+    return max(1, TILE_BYTES // (context * a_key))
+
+
+def probe_bytes(config: ModelConfig, num_rows: int, context: int) -> int:
+    """An upper estimate of what recall of so many rows, queries at a layer, holds beside keys and values: of SETS sets.
+
+    A tile of scores [n, r, h, t] is there up to 8 times, each (query, key) pair in masks, ranks and scores of every
     selector, and head outputs of as many sets as are read together 4 times.
     """
     heads = config.num_heads
     tile = max(TILE_BYTES, 4 * heads * context)  # one row at least
-    pairs = min(tile // (4 * heads), chunk * context)
+    pairs = min(tile // (4 * heads), num_rows * context)
     # b sets of r rows: b * r * h * t * 4 bytes fit a tile, b <= SETS and r <= t, so that short contexts cost most
     outputs = int(math.sqrt(4 * heads * SETS * tile)) * max(config.kv_lora_rank // config.groups, config.v_dim)
     return pairs * (8 * 4 * heads + 8 * SETS) + 4 * outputs
@@ -132,6 +144,14 @@ def _token_bytes(config: ModelConfig, itemsize: int) -> int:
             config.moe.intermediate_size * (3 * itemsize + 12) + config.hidden_size * (itemsize + 4)
         )
     return a_token
+
+
+def _query_bytes(config: ModelConfig, itemsize: int) -> int:
+    """What recall keeps of one token: absorbed queries of all layers, and index queries with their weights."""
+    a_layer = config.num_heads * (config.kv_width if config.absorbs else config.query_dim) * itemsize
+    if config.indexer is not None:
+        a_layer += config.indexer.num_heads * (config.indexer.head_dim + 1) * 4
+    return config.num_layers * a_layer
 
 
 def _key_bytes(config: ModelConfig, itemsize: int) -> int:

@@ -9,7 +9,6 @@ import torch
 
 from kernels.fp8_cache import PAGE
 from model.config import ModelConfig
-from model.probe import Probe
 from model.request import Attention, IndexDtype
 from model.serving.decoder import Outputs, capture
 from model.serving.forward import run_chunk
@@ -47,8 +46,7 @@ class Prompter:
         graphs: bool,
         stats: Stats,
     ) -> None:
-        """shape: rows are padded to a multiple of its granule. graphs: capture chunks whose start and rows come often.
-        A probed chunk is never captured."""
+        """shape: pads rows to a multiple of its granule. graphs: capture chunks whose place and size come often."""
         self.model = model
         self.pool = pool
         self.attention = attention
@@ -61,14 +59,7 @@ class Prompter:
         self._steps: dict[Key, tuple[torch.Tensor, Callable[[], None]]] = {}
         self._out: torch.Tensor | None = None  # of all graphs
 
-    def run(
-        self,
-        ids: Sequence[int],
-        start: int,
-        pages: Sequence[int],
-        index_dtype: IndexDtype | None,
-        probe: Probe | None = None,
-    ) -> torch.Tensor:
+    def run(self, ids: Sequence[int], start: int, pages: Sequence[int], index_dtype: IndexDtype | None) -> torch.Tensor:
         """Tokens start.. of one request, whose pages hold at least these -> hidden states, padding included.
 
         Returns:
@@ -79,9 +70,9 @@ class Prompter:
         if self.device.type == "cuda":
             given = given.pin_memory()  # so that the copy need not wait for the chunk before
         key = index_dtype, start, length
-        if probe is not None or not self._captures(key):
+        if not self._captures(key):
             given = given.to(self.device, non_blocking=True)
-            return self._run(given, start, length, len(ids), index_dtype, probe)
+            return self._run(given, start, length, len(ids), index_dtype)
         static, step = self._prepare(key)
         static.copy_(given, non_blocking=True)
         step()
@@ -102,13 +93,7 @@ class Prompter:
         return key in self._steps or (self._uses[key] >= USES and len(self._steps) < MAX_GRAPHS)
 
     def _run(
-        self,
-        given: torch.Tensor,
-        start: int,
-        length: int,
-        num_tokens: int,
-        index_dtype: IndexDtype | None,
-        probe: Probe | None,
+        self, given: torch.Tensor, start: int, length: int, num_tokens: int, index_dtype: IndexDtype | None
     ) -> torch.Tensor:
         ids, slots, real = given[: 3 * length].view(3, length)
         chunk = Chunk(
@@ -121,7 +106,6 @@ class Prompter:
             real=real > 0,
             pages=given[3 * length :],
             index_dtype=index_dtype,
-            probe=probe,
         )
         return run_chunk(self.model, ids, chunk, self.pool)
 
@@ -137,7 +121,7 @@ class Prompter:
             out = self._out[:length]
 
             def run() -> None:
-                out.copy_(self._run(given, start, length, length, index_dtype, None))
+                out.copy_(self._run(given, start, length, length, index_dtype))
 
             self._steps[key] = given, capture(run, self.outputs.memory)
             self.stats.graphs += 1

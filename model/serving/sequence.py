@@ -3,7 +3,6 @@
 import time
 
 from model.chat.encoding import ChatEncoding
-from model.probe import Probe
 from model.request import Attention, IndexDtype, Request, Result, Usage
 from model.sequence import Answer
 
@@ -35,12 +34,8 @@ class PagedSequence(Answer):
 
     def forget(self) -> None:
         """Begin again without a page; tokens that were generated stay."""
-        request = self.request
         self.pages, self.length, self.row = [], 0, None
         self.logprobs, self.is_greedy = [], True
-        self.probe = None
-        if request.probes is not None:
-            self.probe = Probe(request.probes, self.attention, len(request.token_ids))
 
     @property
     def num_tokens(self) -> int:
@@ -64,11 +59,8 @@ class PagedSequence(Answer):
 
     @property
     def last_shared(self) -> int:
-        """Prompt tokens that may come from a shared beginning: the last one runs, and so do all probed ones."""
-        limit = len(self.request.token_ids) - 1
-        if self.probe is not None and self.probe.prompt_positions:
-            limit = min(limit, self.probe.prompt_positions[0])
-        return limit
+        """Prompt tokens that may come from a shared beginning: the last one runs."""
+        return len(self.request.token_ids) - 1
 
     def result(self) -> Result:
         """What came of it. Recall is not in it."""

@@ -7,7 +7,7 @@ from kernels.fp8_cache import PAGE
 from model.errors import ModelError
 
 # part of the journal key, by device: raised when the same weights and request would give other bits
-NUMERICS = {"cpu": "cpu-paged-1", "cuda": "cuda-paged-5"}
+NUMERICS = {"cpu": "cpu-paged-1", "cuda": "cuda-paged-6"}
 
 
 class Shape(NamedTuple):
@@ -57,7 +57,7 @@ FAST_SHAPES = {
 def numerics(device: str, fast: bool = False) -> str:
     """The tag of the arithmetic on "cpu" or "cuda", in this process and in those that inherit its environment.
 
-    fast: of `FAST_SHAPES`, e.g. "cuda-paged-5-fast".
+    fast: of `FAST_SHAPES`, e.g. "cuda-paged-6-fast".
     """
     forced = "-torch" if device == "cuda" and switch.FORCE_TORCH else ""
     return f"{NUMERICS[device]}{forced}{'-fast' if fast else ''}"

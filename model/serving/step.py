@@ -5,12 +5,11 @@ import dataclasses
 import torch
 
 from kernels.fp8_cache import PAGE
-from model.probe import Probe
 from model.request import Attention, IndexDtype
 from model.serving.pool import LayerPages
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
+@dataclasses.dataclass(slots=True)
 class Scorer:
     """Index queries [s, h, d], their head weights [s, h] float32, and where the keys lie that they meet."""
 
@@ -26,6 +25,14 @@ class Scorer:
     def keys(self, pages: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The first `length` keys of these pages, [length, d], and for FP8 their scales [length], else None."""
         return self.pages.index_keys(self.dtype, pages, length)
+
+    def plain(self, pages: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, the first `length` keys of these pages and head weights, scales multiplied in: FP8 is exact in
+        float32."""
+        keys, scales = self.keys(pages, length)
+        if scales is None:
+            return self.queries, keys, self.weights
+        return self.queries.float(), keys.float() * scales[:, None], self.weights
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -48,7 +55,6 @@ class Chunk:
     real: torch.Tensor
     pages: torch.Tensor
     index_dtype: IndexDtype | None
-    probe: Probe | None = None
     scorer: Scorer | None = None
     chosen: torch.Tensor | None = None
     parts: dict[int, "Chunk"] = dataclasses.field(default_factory=dict)
@@ -59,7 +65,7 @@ class Chunk:
         return self.start + self.length
 
     def part(self, start: int, stop: int) -> "Chunk":
-        """The rows at positions start..stop - 1 with this layer's scorer and what they chose last; without a probe."""
+        """The rows at positions start..stop - 1 with this layer's scorer and what they chose last."""
         if (start, stop) == (self.start, self.stop):
             return self
         rows = slice(start - self.start, stop - self.start)
@@ -67,7 +73,7 @@ class Chunk:
             self.parts[start] = dataclasses.replace(
                 self, start=start, num_tokens=max(0, min(stop, self.start + self.num_tokens) - start),
                 length=stop - start, positions=self.positions[rows], slots=self.slots[rows], real=self.real[rows],
-                pages=self.pages[: -(-stop // PAGE)], probe=None, chosen=None, parts={},
+                pages=self.pages[: -(-stop // PAGE)], chosen=None, parts={},
             )  # fmt: skip
         part = self.parts[start]
         if self.scorer is not None:
@@ -75,6 +81,26 @@ class Chunk:
                 self.scorer, queries=self.scorer.queries[rows], weights=self.scorer.weights[rows]
             )
         return part
+
+
+@dataclasses.dataclass(slots=True)
+class Kept:
+    """What a step leaves of its layers: absorbed queries [R, h, width], and where a layer has a scorer of its own index
+    queries [R, h, d] and head weights [R, h]. The tensors stay where they are: a captured step writes them again.
+    """
+
+    queries: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    scorers: dict[int, tuple[torch.Tensor, torch.Tensor]] = dataclasses.field(default_factory=dict)
+
+    def keep(self, layer: int, queries: torch.Tensor, scorer: Scorer | None) -> None:
+        if layer not in self.queries:
+            self.queries[layer] = torch.empty_like(queries)
+            if scorer is not None:
+                self.scorers[layer] = torch.empty_like(scorer.queries), torch.empty_like(scorer.weights)
+        self.queries[layer].copy_(queries)
+        if scorer is not None:
+            for mine, given in zip(self.scorers[layer], (scorer.queries, scorer.weights), strict=True):
+                mine.copy_(given)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -85,6 +111,7 @@ class Rows:
     numbers of each request, [R, p] int32. Nothing here depends on the device's memory, so a CUDA graph can hold it.
     like: the row whose experts each row takes, [R] int64: padding repeats the longest row, so no expert is read for
     padding alone. None lets padding choose for itself.
+    kept: for a step that reads a cache which is there: it writes index keys alone, and leaves its queries here.
     """
 
     attention: Attention
@@ -95,6 +122,7 @@ class Rows:
     lengths: torch.Tensor
     tables: torch.Tensor
     like: torch.Tensor | None = None
+    kept: Kept | None = None
     scorer: Scorer | None = None
     chosen: torch.Tensor | None = None
 
@@ -116,16 +144,3 @@ class Rows:
             attention=attention, index_dtype=index_dtype, ids=ids, positions=positions, slots=slots, lengths=lengths,
             tables=tables, like=like,
         )  # fmt: skip
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Window:
-    """A chunk as recall's probe sees it: rows and keys without padding, index scores in float32."""
-
-    start: int
-    length: int
-    scorer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length

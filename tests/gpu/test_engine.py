@@ -270,15 +270,15 @@ def test_recall_and_log_likelihoods_are_the_cpus(bundled):
 
 
 def test_measuring_recall_never_waits_for_the_gpu(bundled, monkeypatch):
-    """Numbers are sent to the GPU once a chunk, columns are fetched once a request: nothing waits in between."""
+    """Numbers are sent to the GPU once a step, columns are fetched once a request: nothing waits in between."""
     original = Probe._tile
 
-    def strict(self, layer, values, segment, rows, positions, logits):
+    def strict(self, layers, values, scorers, positions, logits):
         for numbers in (self.spec.ks, self._needle):
-            self._on(rows.device, numbers)
+            self._on(positions.device, numbers)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return original(self, layer, values, segment, rows, positions, logits)
+            return original(self, layers, values, scorers, positions, logits)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -288,6 +288,18 @@ def test_measuring_recall_never_waits_for_the_gpu(bundled, monkeypatch):
     expected = answers(engine, requests)  # kernels are compiled
     monkeypatch.setattr(Probe, "_tile", strict)
     assert answers(engine, requests) == expected
+
+
+def test_recall_is_the_same_in_captured_steps_and_single_launches_and_in_company(bundled):
+    """A step a request: its numbers depend on that request alone."""
+    probes = Probes(queries=30, ks=(16, 64), selectors=("indexer", "oracle", "recency", "random"), needles=((40, 60),))
+    tiny, variants = bundled("bfloat16"), {name: VARIANTS[name] for name in ("dense", "indexer", "fp8")}
+    requests = sampled(variants, (300, 1500, 2300), probes=probes)
+    together = answers(paged(tiny, variants, graphs=True, prompt_graphs=True), requests)
+    assert all(result.error is None for result in together.values())
+    apart = paged(tiny, variants, graphs=False, prompt_graphs=False)
+    for request in requests:
+        assert answers(apart, [request])[request.id] == together[request.id]
 
 
 def by_query(result):

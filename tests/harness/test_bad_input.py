@@ -295,7 +295,7 @@ def publish_of_an_unfinished_run(world: World) -> Words:
 
 @case(r"done: was made with --fast, so its answers may depend on what else was asked; nothing was published: give the")
 def publish_of_a_fast_run(world: World) -> Words:
-    world.edit_json(world.done() / "manifest.json", numerics={"dense": "cuda-paged-5-fast"}, fast=True)
+    world.edit_json(world.done() / "manifest.json", numerics={"dense": "cuda-paged-6-fast"}, fast=True)
     return ["publish", "done"]
 
 

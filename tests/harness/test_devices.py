@@ -90,7 +90,7 @@ def scored_keys(folder: Path) -> set[str]:
 
 def test_the_gpu_is_named_in_the_manifest_and_on_the_page(experiment: Path, tmp_path: Path) -> None:
     folder = run(experiment, out=tmp_path / "run", replicas=0)
-    assert manifest(folder)["numerics"] == {"dense": "cuda-paged-5", "sparse": "cuda-paged-5"}
+    assert manifest(folder)["numerics"] == {"dense": "cuda-paged-6", "sparse": "cuda-paged-6"}
     assert (manifest(folder)["device"], manifest(folder)["peak_gpu_bytes"]) == (GPU, PEAK)
     assert json.loads((folder / "results.json").read_text())["device"] == GPU
     assert GPU in (folder / "report.html").read_text()
@@ -139,7 +139,7 @@ def test_a_run_with_fast_is_told_apart_and_never_mixed_merged_or_published(
     ) in capsys.readouterr().out.splitlines()
     assert scored_keys(folder) == set(keys(folder)) - same_bits and len(keys(folder)) == 4
     assert manifest(folder)["fast"] is True
-    assert manifest(folder)["numerics"] == {"dense": "cuda-paged-5-fast", "sparse": "cuda-paged-5-fast"}
+    assert manifest(folder)["numerics"] == {"dense": "cuda-paged-6-fast", "sparse": "cuda-paged-6-fast"}
     told = f"{GPU}, made with --fast: not for publication"
     assert manifest(folder)["device"] == GPU and json.loads((folder / "results.json").read_text())["device"] == told
     assert told in (folder / "report.html").read_text()

@@ -85,6 +85,27 @@ def test_a_tiny_model_is_measured_sparse_and_dense(engine, monkeypatch):
         assert row["decode_tokens_per_second"] > 0
 
 
+def test_recall_is_measured_where_it_is_asked_for(engine, monkeypatch):
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_engine, "LONG", 24)
+    probes = bench_engine._probes({"sparse": Attention(topk=48), "dense": Attention()}, True)
+    assert {name: (spec.ks, spec.selectors) for name, spec in probes.items()} == {
+        "sparse": ((48,), ("indexer",)),
+        "dense": ((64, 128, 256), ("indexer", "oracle", "recency")),
+    }
+    asked, run = [], type(engine).run
+
+    def watched(self, requests):
+        asked.extend(request.probes for request in requests)
+        return run(self, requests)
+
+    monkeypatch.setattr(type(engine), "run", watched)
+    cases = [Case("sparse", 300, 1), Case("dense", 300, 2)]
+    rows = list(bench_engine.measure({"default": engine}, cases, 320, 60.0, "cpu", {"dense": probes["dense"]}))
+    assert "recall_seconds" not in rows[0] and isinstance(rows[1]["recall_seconds"], float)
+    assert set(asked) == {None, probes["dense"]}
+
+
 def test_a_case_that_fails_is_a_row_and_the_others_go_on(engine, monkeypatch):
     monkeypatch.setattr(bench_engine, "ROUNDS", 1)
     monkeypatch.setattr(bench_engine, "WARM_CONTEXT", 64)

@@ -111,8 +111,11 @@ def choose(benchmark: str, cases: Sequence[Case], only: str) -> list[Case]:
     return found
 
 
-def check_tests(paths: Sequence[str], expression: str, benchmark: str) -> None:
-    """No speed without correctness in the same command. Raises ValueError if a test fails or is not there."""
+def check_tests(paths: Sequence[str], expression: str, benchmark: str, processes: int = TEST_PROCESSES) -> None:
+    """No speed without correctness in the same command. Raises ValueError if a test fails or is not there.
+
+    processes: at most, where xdist is there; 1 for tests of a GPU's free memory.
+    """
     missing = [path for path in paths if not (ROOT / path).exists()]
     if missing:
         raise ValueError(
@@ -120,8 +123,8 @@ def check_tests(paths: Sequence[str], expression: str, benchmark: str) -> None:
         )
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", *paths]
     command += ["-k", expression] if expression else []
-    if importlib.util.find_spec("xdist") is not None:  # most of their time is compilation
-        command += ["-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
+    if processes > 1 and importlib.util.find_spec("xdist") is not None:  # most of their time is compilation
+        command += ["-n", str(min(processes, os.cpu_count() or 1))]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TEST_SECONDS)
     except subprocess.TimeoutExpired:

@@ -35,10 +35,8 @@ WARM_CONTEXT = 16384
 ROUNDS = 3
 QUERIES, KS = 16, (64, 128, 256)  # of recall, as in configs/smollm2-indexer.yaml
 ROOT = Path(__file__).resolve().parents[1]
-GPU_TESTS = (
-    "tests/gpu/test_fp8_weights.py", "tests/gpu/test_engine.py", "tests/gpu/test_engine_memory.py",
-    "tests/gpu/test_engine_parity.py",
-)  # fmt: skip
+GPU_TESTS = ("tests/gpu/test_fp8_weights.py", "tests/gpu/test_engine.py", "tests/gpu/test_engine_parity.py")
+GPU_MEMORY_TESTS = ("tests/gpu/test_engine_wide.py", "tests/gpu/test_engine_memory.py")  # want a GPU of their own
 CPU_TESTS = ("tests/model/test_fp8.py", "tests/model/test_engine.py")
 FAILURES = (ModelError, RuntimeError, ValueError, MemoryError)
 
@@ -98,7 +96,7 @@ def bench_engine(
 
     if name is not None:
         load_config(name)  # a wrong name is told before the tests run
-    _gate(GPU_TESTS if kind == "cuda" else CPU_TESTS)
+    _gate(kind)
     report = Report(out, provenance or {})
     with tempfile.TemporaryDirectory(prefix="dsa-eval-bench-", dir=scratch) as temporary:
         path = name
@@ -298,13 +296,14 @@ def _open_paged(path: str, attentions: Mapping[str, Attention], dtype: str, devi
     return {DEFAULT: fast.beside(fast=False), FAST: fast}
 
 
-def _gate(patterns: Sequence[str]) -> None:
-    from kernels.bench_supervisor import check_tests
+def _gate(kind: str) -> None:
+    from kernels.bench_supervisor import TEST_PROCESSES, check_tests
 
-    first, *more = patterns
-    found = [str(path.relative_to(ROOT)) for pattern in more for path in sorted(ROOT.glob(pattern))]
+    together, alone = (GPU_TESTS, GPU_MEMORY_TESTS) if kind == "cuda" else (CPU_TESTS, ())
     try:
-        check_tests([first, *found], "", "engine")
+        for paths, processes in ((together, TEST_PROCESSES), (alone, 1)):
+            if paths:
+                check_tests(paths, "", "engine", processes)
     except ValueError as error:
         raise ModelError(str(error).replace("kernels' ", "")) from None
 

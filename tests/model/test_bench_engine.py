@@ -217,11 +217,15 @@ def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):
     assert "OutOfMemoryError: a/b" in (tmp_path / "a.md").read_text()
 
 
-def test_tests_that_fail_are_one_line(tmp_path):
-    failing = tmp_path / "test_wrong.py"
+@pytest.mark.parametrize("kind", ["GPU_TESTS", "GPU_MEMORY_TESTS"])
+def test_tests_that_fail_are_one_line(kind, tmp_path, monkeypatch):
+    right, failing = tmp_path / "test_right.py", tmp_path / "test_wrong.py"
+    right.write_text("def test_right():\n    pass\n")
     failing.write_text("def test_wrong():\n    assert 1 == 2\n")
+    for name in ("GPU_TESTS", "GPU_MEMORY_TESTS"):
+        monkeypatch.setattr(bench_engine, name, (str(failing if name == kind else right),))
     with pytest.raises(ModelError, match="bench engine: the tests failed, nothing is timed"):
-        bench_engine._gate([str(failing)])
+        bench_engine._gate("cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

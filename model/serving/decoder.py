@@ -4,8 +4,10 @@ Rows are fixed, or, where steps fit them, a power of two: then there is a graph 
 """
 
 import collections
+import contextlib
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -193,10 +195,23 @@ def capture(run: Callable[[], None], memory: Any) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+    with _no_collection(), torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         run()
 
     def replay() -> None:
         graph.replay()
 
     return replay
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected within: an engine that is gone would free its graphs and pinned memory, calls that end a
+    capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

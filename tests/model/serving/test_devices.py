@@ -1,5 +1,6 @@
 """What a GPU does otherwise, shown without one: keys as ids, every tensor of a step on the model's device, its loss."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from model.probe import Probe
 from model.request import Attention, Probes, Request
 from model.selection import select
 from model.serving.choose import choose_for_chunk
+from model.serving.decoder import _no_collection
 from model.serving.engine import PagedEngine
 from model.serving.forms import dense_backend
 from model.serving.forward import run_chunk, run_rows
@@ -212,3 +214,16 @@ def test_a_lost_device_ends_the_engine_and_not_one_request(steps, monkeypatch):
     with pytest.raises(DeviceLostError, match=r"^an illegal memory access$"):
         list(engine.run(requests))
     assert {run_chunk} <= set(taken) <= {run_chunk, run_rows} and (run_rows in taken) == (steps > 2)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_a_step_is_captured(enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(RuntimeError, match="made up"), _no_collection():
+            assert not gc.isenabled()
+            raise RuntimeError("made up")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()

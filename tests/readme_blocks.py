@@ -14,6 +14,7 @@ BENCH = ROOT / "results" / "bench" / "model.json"
 CARD = ROOT / "model" / "bundled" / "dsa-tiny" / "README.md"
 TINY = ROOT / "results" / "dsa-tiny"
 TRAINING = ROOT / "results" / "training" / "dsa-tiny.jsonl"
+LAST_STAGE = ROOT / "results" / "training" / "dsa-tiny-indexer.jsonl"
 INDEXER_CARD = ROOT / "model" / "bundled" / "smollm2-indexer" / "README.md"
 INDEXER_TRAINING = ROOT / "results" / "training" / "smollm2-indexer.jsonl"
 INDEXER = ROOT / "results" / "smollm2-indexer"
@@ -66,7 +67,8 @@ def _bench_cells(row: dict[str, Any], peer: dict[str, Any]) -> list[str]:
 
 def training_block() -> str:
     """The training's course: where each evaluation stood, losses of the steps before it, accuracy at 4,096 tokens."""
-    events = [json.loads(line) for line in TRAINING.read_text(encoding="utf-8").splitlines()]
+    parts = [path.read_text(encoding="utf-8").splitlines() for path in (TRAINING, LAST_STAGE)]
+    events = [json.loads(line) for lines in parts for line in lines]
     names = " | ".join(SHOWN_TASKS)
     lines = [
         "| Stage | Step | Tokens, M | Seconds | Answer loss | Rest loss | Indexer KL | Largest residual | Mode | "
@@ -79,11 +81,11 @@ def training_block() -> str:
             last = event
         elif event["kind"] == "evaluation":
             losses = [last.get(key) for key in ("loss_answer", "loss_rest", "loss_indexer")]
-            shares = [event["accuracy"][f"{task}@4096"] for task in SHOWN_TASKS]
+            shares = [event["accuracy"].get(f"{task}@4096") for task in SHOWN_TASKS]
             cells = [
                 event["stage"], f"{event['step']:,}", f"{event['tokens'] / 1e6:,.0f}", f"{event['seconds']:.0f}",
                 *("–" if loss is None else f"{loss:.3f}" for loss in losses), f"{last['residual']:.0f}",  # noqa: RUF001
-                event["mode"], *(f"{100 * share:.0f}" for share in shares),
+                event["mode"], *("–" if share is None else f"{100 * share:.0f}" for share in shares),  # noqa: RUF001
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

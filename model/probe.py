@@ -46,7 +46,7 @@ def sampled_positions(probes: Probes, prompt_tokens: int) -> list[int]:
 
 
 class Probe:
-    """Collects the rows of one request's ProbeResult while its segments pass through the layers.
+    """Collects the rows of one request's ProbeResult, while its segments pass through the layers or behind its answer.
 
     Dense probabilities of the probed queries come from the hidden states of the request's own trajectory, in tiles of
     rows: nothing of size tokens x tokens. Definitions: attention-mass recall M = sum of p over
@@ -63,15 +63,6 @@ class Probe:
         self._needle = tuple(sorted({p for start, end in spec.needles for p in range(start, end)}))
         self._measured: list[_Measured] = []
         self._copies: dict[tuple[torch.device, tuple[int, ...]], torch.Tensor] = {}
-
-    @property
-    def num_tiles(self) -> int:
-        """How much has been measured so far."""
-        return len(self._measured)
-
-    def cut(self, num_tiles: int) -> None:
-        """Forget what was measured behind so much of it: the step that did runs again."""
-        del self._measured[num_tiles:]
 
     def wanted(self, segment: Segment) -> list[int]:
         """Rows of a segment that are probed, ascending."""

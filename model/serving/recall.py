@@ -74,7 +74,7 @@ class Recaller:
         self, ids: Sequence[int], places: tuple[int, ...], pages: Sequence[int], index_dtype: IndexDtype | None,
         known: int,
     ) -> None:  # fmt: skip
-        """Run the tokens at these positions: their queries are in `_kept` behind it."""
+        """Run the tokens at these positions: their queries are in `outputs.kept` then."""
         num_pages = FIRST_BUCKET
         while num_pages * PAGE <= places[-1]:
             num_pages *= 2

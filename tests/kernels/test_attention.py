@@ -81,12 +81,19 @@ def test_attention_mass_matches_the_reference_and_sums_to_one(queries, keys, hea
     torch.testing.assert_close(mass.sum(1), torch.ones(queries), **CLOSE)
 
 
-def test_attention_scores_do_not_depend_on_the_tile(monkeypatch):
-    q, k = torch.randn(9, 4, 16), torch.randn(30, 2, 16)
+def test_attention_scores_depend_neither_on_the_tile_nor_on_the_layers_beside(monkeypatch):
+    q, k = torch.randn(3, 9, 4, 16), torch.randn(3, 30, 2, 16)
     positions = torch.tensor([0, 3, 4, 8, 11, 12, 20, 25, 29])
-    whole = torch.cat([scores for _, scores in attention_scores(q, k, 0.5, positions)])
+    whole = torch.cat([scores for _, scores in attention_scores(q, k, 0.5, positions)], 1)
+    assert whole.shape == (3, 9, 4, 30)
+    expected = 0.5 * torch.einsum("nshd,nthd->nsht", q, k.repeat_interleave(2, 2))
+    expected.masked_fill_(torch.arange(30) > positions[:, None, None], float("-inf"))
+    torch.testing.assert_close(whole, expected, **CLOSE)
+    for i in range(3):
+        ((_, alone),) = attention_scores(q[i : i + 1], k[i : i + 1], 0.5, positions)
+        torch.testing.assert_close(alone[0], whole[i], **CLOSE)
     monkeypatch.setattr("kernels.attention_mass.TILE_BYTES", 1)
-    rows = torch.cat([scores for _, scores in attention_scores(q, k, 0.5, positions)])
+    rows = torch.cat([scores for _, scores in attention_scores(q, k, 0.5, positions)], 1)
     torch.testing.assert_close(rows, whole, **CLOSE)
 
 

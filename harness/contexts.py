@@ -18,10 +18,10 @@ def check_contexts(items: Iterable[PlannedItem], contexts: Mapping[str, int], wh
     if not too_long:
         return
     need, item = max(too_long, key=lambda pair: pair[0] - contexts[pair[1].variant])
-    others = f"; so are {len(too_long) - 1} others" if len(too_long) > 1 else ""
+    count = f"{len(too_long)} of {len(needs)} samples are too long"
     raise HarnessError(
         f"{item.task}, doc {item.doc_id}, variant {item.variant}: {need} tokens of prompt and answer are too many for "
-        f"the cache on {where}, which holds {contexts[item.variant]}, the largest context that fits{others}; choose "
+        f"the cache on {where}, which holds {contexts[item.variant]}, the largest context that fits ({count}); choose "
         "shorter lengths, a lower generation.max_tokens, or fewer replicas, each with a larger --gpus"
     )
 

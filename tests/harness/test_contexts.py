@@ -42,8 +42,8 @@ def test_the_sample_that_is_farthest_beyond_its_cache_is_named() -> None:
         check_contexts([item("fits", "dense", 5), *too_long], {"dense": 64, "sparse": 128}, "NVIDIA H100 of node-3")
     assert str(caught.value) == (
         "needles, doc c, variant sparse: 203 tokens of prompt and answer are too many for the cache on NVIDIA H100 of "
-        "node-3, which holds 128, the largest context that fits (3 of 4 samples are too long); choose shorter lengths, a "
-        "lower generation.max_tokens, or fewer replicas, each with a larger --gpus"
+        "node-3, which holds 128, the largest context that fits (3 of 4 samples are too long); choose shorter "
+        "lengths, a lower generation.max_tokens, or fewer replicas, each with a larger --gpus"
     )
 
 

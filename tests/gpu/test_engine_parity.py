@@ -62,11 +62,13 @@ def prompts():
     encoding = load_encoding(FOLDER)
     found = []
     for n in range(NUM_PROMPTS):
-        key, value = f"{WORDS[n % 10]}-{WORDS[(3 * n + 1) % 10]}", str(1_234_567 + 345_678 * n)
+        # no key comes twice: what sees the question alone answers by the key
+        key, value = f"{WORDS[n % 10]}-{WORDS[(3 * n + 1 + n // 10) % 10]}", str(1_234_567 + 345_678 * n)
         before, after = (50, 36) if n == 0 else (5 + n % 7, 9 - n % 5)
         text = FILLER * before + NEEDLE.format(key=key, value=value) + FILLER * after
         rendered = encoding.render([{"role": "user", "content": TASK.format(text=text, key=key)}])
         found.append((tuple(encoding.encode(rendered)), tuple(encoding.encode(f" {value}. {FILLER}"))))
+    assert len({ids[-40:] for ids, _ in found}) == NUM_PROMPTS
     assert len(found[0][0]) > 2048 > max(len(ids) for ids, _ in found[1:])
     return found
 
@@ -139,7 +141,7 @@ def token_errors(scored, exact):
 @pytest.mark.parametrize(("dtype", "variant"), CASES)
 def test_greedy_answers_are_the_cpus_on_nine_of_ten_prompts(asked, dtype, variant):
     on_cpu, on_gpu = (asked(device, dtype, variant)[0] for device in ("cpu", "cuda"))
-    assert len({result.token_ids for result in on_cpu}) > NUM_PROMPTS // 4  # not one answer to all
+    assert len({result.token_ids for result in on_cpu}) > NUM_PROMPTS // 2  # not one answer to all
     assert equal_share(on_cpu, on_gpu) >= 0.9
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEST_SECONDS = 420  # a kernel that hangs must not take a whole lease
 TEST_PROCESSES = 8  # of GPU memory each takes a few GiB
 SILENT_SECONDS = 60  # the longest case, its inputs and its compilation included
+MAX_FAILURES = 5  # tests: enough to see whether they have one cause
 TOLD = 300  # characters of a line of pytest
 MAX_WORKERS = 8  # each one lost costs a start of about ten seconds
 GONE = "the GPU no longer answered"
@@ -114,14 +115,15 @@ def choose(benchmark: str, cases: Sequence[Case], only: str) -> list[Case]:
 def check_tests(paths: Sequence[str], expression: str, benchmark: str, processes: int = TEST_PROCESSES) -> None:
     """No speed without correctness in the same command. Raises ValueError if a test fails or is not there.
 
-    processes: at most, where xdist is there; 1 for tests of a GPU's free memory.
+    processes: at most, where xdist is there; 1 for tests of a GPU's free memory. What failing tests printed goes to
+        stderr, the error is one line.
     """
     missing = [path for path in paths if not (ROOT / path).exists()]
     if missing:
         raise ValueError(
             f"bench {benchmark}: {missing[0]} is not here; run the benchmark from a checkout of the repository"
         )
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", *paths]
+    command = [sys.executable, "-m", "pytest", "-q", f"--maxfail={MAX_FAILURES}", "-o", "addopts=", *paths]
     command += ["-k", expression] if expression else []
     if processes > 1 and importlib.util.find_spec("xdist") is not None:  # most of their time is compilation
         command += ["-n", str(min(processes, os.cpu_count() or 1))]
@@ -130,6 +132,7 @@ def check_tests(paths: Sequence[str], expression: str, benchmark: str, processes
     except subprocess.TimeoutExpired:
         raise ValueError(f"bench {benchmark}: the tests took over {TEST_SECONDS} s, nothing is timed") from None
     if done.returncode != 0:
+        sys.stderr.write(done.stdout + done.stderr)
         lines = [line[:TOLD] for line in (done.stdout + done.stderr).splitlines()]
         why = [line for line in lines if line.startswith("E  ")][:1]  # later failures may follow from the first
         which = [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]

@@ -106,11 +106,12 @@ def test_only_chooses_by_parts_of_names():
         choose("x", cases, "c")
 
 
-def test_nothing_is_timed_behind_a_test_that_fails_or_is_missing(tmp_path):
+def test_nothing_is_timed_behind_a_test_that_fails_or_is_missing(tmp_path, capsys):
     failing = tmp_path / "test_wrong.py"
     failing.write_text("def test_wrong():\n    assert 1 == 2\n\n\ndef test_right():\n    assert 1 == 1\n")
     with pytest.raises(ValueError, match="tests failed, nothing is timed"):
         check_tests([str(failing)], "", "kernels")
+    assert "def test_wrong" in capsys.readouterr().err  # pytest's own report
     with pytest.raises(ValueError, match="is not here"):
         check_tests([str(tmp_path / "test_absent.py")], "", "kernels")
     check_tests([str(failing)], "right", "kernels")

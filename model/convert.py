@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from model.chat.gguf import restore_split_rule
+from model.chat.gguf import end_ids, restore_split_rule
 from model.checkpoint import gguf_file, load_model, pick_dtype, read_raw_config, resolve
 from model.config import converted_config
 from model.errors import ModelError
@@ -90,7 +90,7 @@ def _umask() -> int:
 
 
 def write_tokenizer(folder: Path, target: Path) -> None:
-    """Copy the tokenizer's files; out of a GGUF file they are made, with the split rule that the file names."""
+    """Copy the tokenizer's files; out of a GGUF file they are made, with the split rule and the end that it names."""
     if (folder / "tokenizer.json").exists() or not any(folder.glob("*.gguf")):
         for name in TOKENIZER_FILES:
             if (folder / name).exists():
@@ -101,6 +101,8 @@ def write_tokenizer(folder: Path, target: Path) -> None:
     file = gguf_file(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     restore_split_rule(tokenizer.backend_tokenizer, file)
+    for token in end_ids(file)[:1]:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
     tokenizer.save_pretrained(target)
 
 

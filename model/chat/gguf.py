@@ -1,4 +1,7 @@
-"""How a GGUF file splits text before byte-pair merging: transformers drops that rule when it converts one."""
+"""What a GGUF file says of its tokenizer and transformers may lose when it converts one.
+
+The split rule before byte-pair merging is dropped; the id that ends an answer was another token's in 5.17.0.
+"""
 
 import struct
 from pathlib import Path
@@ -23,7 +26,7 @@ def restore_split_rule(backend: Any, path: Path) -> None:
     """
     from tokenizers import pre_tokenizers
 
-    rule = _metadata_text(path, "tokenizer.ggml.pre")
+    rule = _metadata(path, "tokenizer.ggml.pre")
     if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) or rule is None or rule in _GPT2:
         return
     if rule not in _DIGITS_FIRST:
@@ -35,8 +38,14 @@ def restore_split_rule(backend: Any, path: Path) -> None:
     )
 
 
-def _metadata_text(path: Path, key: str) -> str | None:
-    """One text of the file's metadata; None if it is not there. Raises ModelError for a broken file."""
+def end_ids(path: Path) -> tuple[int, ...]:
+    """Ids that end an answer, as the file names them: end of sequence and, where there is one, end of turn."""
+    found = (_metadata(path, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    return tuple(sorted({token for token in found if isinstance(token, int)}))
+
+
+def _metadata(path: Path, key: str) -> str | int | float | None:
+    """One text or number of the file's metadata; None if it is not there. Raises ModelError for a broken file."""
     try:
         with path.open("rb") as file:
             magic, version, _, count = struct.unpack("<4sIQQ", file.read(24))
@@ -46,6 +55,9 @@ def _metadata_text(path: Path, key: str) -> str | None:
                 name, (kind,) = _text(file), struct.unpack("<I", file.read(4))
                 if name == key and kind == _STRING:
                     return _text(file)
+                if name == key and kind in _SCALARS:
+                    value: int | float = struct.unpack("<" + _SCALARS[kind], file.read(_size(kind)))[0]
+                    return value
                 _skip(file, kind)
     except (struct.error, KeyError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: its metadata is cut off or broken") from error
@@ -64,9 +76,14 @@ def _skip(file: BinaryIO, kind: int) -> None:
     elif kind == _ARRAY:
         item, count = struct.unpack("<IQ", file.read(12))
         if item in _SCALARS:
-            file.seek(struct.calcsize("<" + _SCALARS[item]) * count, 1)
+            file.seek(_size(item) * count, 1)
             return
         for _ in range(count):
             _skip(file, item)
     else:
-        file.seek(struct.calcsize("<" + _SCALARS[kind]), 1)
+        file.seek(_size(kind), 1)
+
+
+def _size(kind: int) -> int:
+    """Bytes of a number."""
+    return struct.calcsize("<" + _SCALARS[kind])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.chat.encoding import Span
-from model.chat.gguf import restore_split_rule
+from model.chat.gguf import end_ids, restore_split_rule
 from model.errors import ModelError
 
 # raised when a rendering or its parsing changes: it is part of every fingerprint
@@ -86,9 +86,11 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
         options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
         with _quiet_transformers():
             source: Any = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True, **options)
+        named: tuple[int, ...] = ()
         if gguf is not None:
             restore_split_rule(source.backend_tokenizer, folder / gguf)
-        return TextTokenizer(source, _eos_ids(folder, source))
+            named = end_ids(folder / gguf)
+        return TextTokenizer(source, named or _eos_ids(folder, source))
     except ModelError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
@@ -70,6 +71,21 @@ def test_gguf_tokenizer_splits_digits_first_as_the_model_was_trained(smollm2):
     # the spaces before a digit stay together; GPT-2's rule would take the last one off
     pieces = [smollm2.decode([token]) for token in smollm2.encode("a  12\n\n1. b")]
     assert pieces == ["a", "  ", "1", "2", "\n\n", "1", ".", " b"]
+
+
+def test_gguf_answers_end_where_the_file_says_whatever_the_conversion_makes_of_it(smollm2, tmp_path, monkeypatch):
+    folder, real = resolve("smollm2-135m-instruct"), transformers.PreTrainedTokenizerFast.from_pretrained.__func__
+
+    def mistaken(cls, *given, **options):  # as transformers 5.17.0
+        source = real(cls, *given, **options)
+        source.eos_token = "<|im_start|>"
+        return source
+
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "from_pretrained", classmethod(mistaken))
+    assert load_encoding(folder).eos_ids == smollm2.eos_ids
+    write_tokenizer(folder, tmp_path)
+    monkeypatch.undo()
+    assert load_encoding(tmp_path).eos_ids == smollm2.eos_ids
 
 
 def test_a_tokenizer_written_from_gguf_keeps_its_split_rule(smollm2, tmp_path):

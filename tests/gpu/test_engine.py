@@ -1,6 +1,7 @@
 """The paged engine on a GPU: the CPU's answers, the same bits in any company, with and without graphs."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -45,6 +46,14 @@ def bundled():
         return loaded[dtype]
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def _freed():
+    """Engines are cycles of objects: without this, those of earlier tests fill a GPU that several processes share."""
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 MISSING = "–"  # noqa: RUF001 (an en dash in a table)
+NOT_MEASURED = "not measured:"  # begins the failure of a case for which no time was left
 HEAD = (
     "context", "attention", "batch", "mode", "prefill tokens/s", "decode tokens/s", "ms a step", "recall ms",
     "peak GiB", "over idle", "prefill / default", "decode / default",
@@ -73,8 +74,21 @@ def table(content: Mapping[str, Any]) -> str:
             "Recall: what it adds to a request, for 16 queries of the prompt and 8 of the answer at every layer: dense "
             "for every selector at three k, sparse for its own choice."
         )
+    left = [row for row in content["rows"] if row.get("failure", "").startswith(NOT_MEASURED)]
+    if left:
+        why = " or ".join(dict.fromkeys(row["failure"].removeprefix(NOT_MEASURED).strip() for row in left))
+        lines.append(f"Cases that are not here were not measured, as {why}: {_names(left)}.")
     lines += ["", f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
-    return "\n".join([*lines, *(line(row) for row in content["rows"])]) + "\n"
+    return "\n".join([*lines, *(line(row) for row in content["rows"] if row not in left)]) + "\n"
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Contexts of several rows by attention, mode and batch."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        batch = "one prompt" if row["batch"] == 1 else "several prompts"
+        found.setdefault(f"{row['variant']}, {row.get('mode', 'default')}, {batch}", []).append(f"{row['context']:,}")
+    return "; ".join(f"{kind}: {', '.join(contexts)}" for kind, contexts in found.items())
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -191,7 +191,7 @@ def test_the_engines_rates_are_drawn_by_attention_and_mode(tmp_path):
     path.write_text(json.dumps(record))
     page, plot = write_page(path)
     text = page.read_text()
-    assert "hidden size 7,168, 6 layers" in text and "(engine.svg)" in text and "not measured: 90 s over" in text
+    assert "hidden size 7,168, 6 layers" in text and "(engine.svg)" in text and "not measured, as 90 s over: " in text
     shown = [node.text for node in ET.parse(plot).iter(f"{SVG}text")]
     assert {"answers, one at a time: tokens/s", "prompts, the largest batch of each context: tokens/s"} <= {*shown}
     assert {"sparse", "dense, --fast"} <= {*shown}

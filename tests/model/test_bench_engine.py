@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from model import bench_engine
-from model.bench_engine import Case
+from model import bench_engine, bench_rates
+from model.bench_rates import Case
 from model.bench_report import Report, line
 from model.engine import LocalEngine
 from model.errors import ModelError
@@ -57,9 +57,9 @@ class Scripted:
 
 def test_rates_are_those_of_a_scripted_clock(monkeypatch):
     scripted = Scripted()
-    monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
-    (row,) = bench_engine.measure({"default": scripted}, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu")
-    assert row["n"] == row["n_decode"] == bench_engine.ROUNDS
+    monkeypatch.setattr(bench_rates.time, "perf_counter", scripted.perf_counter)
+    (row,) = bench_rates.measure({"default": scripted}, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu")
+    assert row["n"] == row["n_decode"] == bench_rates.ROUNDS
     assert row["prefill_tokens_per_second"] == pytest.approx(4000 / (4000 * 0.001 + 0.01))
     assert row["decode_tokens_per_second"] == pytest.approx(4 / 0.01)
     assert row["cached_share"] == pytest.approx(0.999)
@@ -68,26 +68,26 @@ def test_rates_are_those_of_a_scripted_clock(monkeypatch):
 
 def test_when_the_time_is_up_the_rest_says_so(monkeypatch):
     scripted = Scripted()
-    monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
+    monkeypatch.setattr(bench_rates.time, "perf_counter", scripted.perf_counter)
     cases = [Case("sparse", 90_000, 1), Case("dense", 10, 1)]
-    first, second = bench_engine.measure({"default": scripted}, cases, 50_000, 60.0, "cpu")
+    first, second = bench_rates.measure({"default": scripted}, cases, 50_000, 60.0, "cpu")
     assert first["n"] == 1, "a case that has begun is finished"
     assert second["failure"] == "not measured: 60 s were over"
 
 
 def test_a_tiny_model_is_measured_sparse_and_dense(engine, monkeypatch):
-    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
-    monkeypatch.setattr(bench_engine, "LONG", 24)
+    monkeypatch.setattr(bench_rates, "ROUNDS", 1)
+    monkeypatch.setattr(bench_rates, "LONG", 24)
     cases = [Case("sparse", 300, 1), Case("dense", 300, 2)]
-    for row, case in zip(bench_engine.measure({"default": engine}, cases, 320, 60.0, "cpu"), cases, strict=True):
+    for row, case in zip(bench_rates.measure({"default": engine}, cases, 320, 60.0, "cpu"), cases, strict=True):
         assert (row["variant"], row["context"], row["batch"]) == (case.variant, case.context, case.batch)
         assert row["prefill_tokens_per_second"] > 0
         assert row["decode_tokens_per_second"] > 0
 
 
 def test_recall_is_measured_where_it_is_asked_for(engine, monkeypatch):
-    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
-    monkeypatch.setattr(bench_engine, "LONG", 24)
+    monkeypatch.setattr(bench_rates, "ROUNDS", 1)
+    monkeypatch.setattr(bench_rates, "LONG", 24)
     probes = bench_engine._probes({"sparse": Attention(topk=48), "dense": Attention()}, True)
     assert {name: (spec.ks, spec.selectors) for name, spec in probes.items()} == {
         "sparse": ((48,), ("indexer",)),
@@ -101,7 +101,7 @@ def test_recall_is_measured_where_it_is_asked_for(engine, monkeypatch):
 
     monkeypatch.setattr(type(engine), "run", watched)
     cases = [Case("sparse", 300, 1), Case("dense", 300, 2)]
-    rows = list(bench_engine.measure({"default": engine}, cases, 320, 60.0, "cpu", {"dense": probes["dense"]}))
+    rows = list(bench_rates.measure({"default": engine}, cases, 320, 60.0, "cpu", {"dense": probes["dense"]}))
     assert "recall_seconds" not in rows[0] and isinstance(rows[1]["recall_seconds"], float)
     assert set(asked) == {None, probes["dense"]}
 
@@ -129,18 +129,18 @@ class Probing(Scripted):
 @pytest.mark.parametrize("again", [False, True])
 def test_recalls_share_is_told_apart_from_a_prompt_that_runs_again(again, monkeypatch):
     scripted = Probing(again)
-    monkeypatch.setattr(bench_engine.time, "perf_counter", scripted.perf_counter)
+    monkeypatch.setattr(bench_rates.time, "perf_counter", scripted.perf_counter)
     probes = {"sparse": Probes(queries=16, ks=(48,), selectors=("indexer",))}
-    (row,) = bench_engine.measure({"default": scripted}, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu", probes)
+    (row,) = bench_rates.measure({"default": scripted}, [Case("sparse", 1000, 4)], 50_000, 1000.0, "cpu", probes)
     assert row["recall_seconds"] == pytest.approx(0.05)
-    assert row["decode_tokens_per_second"] == pytest.approx(4 / 0.01) and row["n_decode"] == bench_engine.ROUNDS
+    assert row["decode_tokens_per_second"] == pytest.approx(4 / 0.01) and row["n_decode"] == bench_rates.ROUNDS
 
 
 def test_a_case_that_fails_is_a_row_and_the_others_go_on(engine, monkeypatch):
-    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
-    monkeypatch.setattr(bench_engine, "WARM_CONTEXT", 64)
+    monkeypatch.setattr(bench_rates, "ROUNDS", 1)
+    monkeypatch.setattr(bench_rates, "WARM_CONTEXT", 64)
     cases = [Case("dense", 200_000, 1), Case("dense", 40, 1)]
-    failed, fine = bench_engine.measure({"default": engine}, cases, 320, 60.0, "cpu")
+    failed, fine = bench_rates.measure({"default": engine}, cases, 320, 60.0, "cpu")
     assert failed["failure"].startswith("Failure: ModelError: request")
     assert "the model takes 163840" in failed["failure"]
     assert "failure" not in fine
@@ -148,9 +148,9 @@ def test_a_case_that_fails_is_a_row_and_the_others_go_on(engine, monkeypatch):
 
 def test_no_two_prompts_begin_alike_and_the_same_case_repeats_its_own():
     case = Case("sparse", 64, 3)
-    first = bench_engine._requests(case, 1000, 0, 1)
-    again = bench_engine._requests(case, 1000, 0, 9)
-    other = bench_engine._requests(case, 1000, 1, 1)
+    first = bench_rates._requests(case, 1000, 0, 1)
+    again = bench_rates._requests(case, 1000, 0, 9)
+    other = bench_rates._requests(case, 1000, 1, 1)
     assert [r.token_ids for r in first] == [r.token_ids for r in again]
     assert len({r.token_ids[:8] for r in [*first, *other]}) == 6
     assert all(isinstance(r, Request) and max(r.token_ids) < 1000 for r in first)
@@ -162,25 +162,23 @@ def test_single_prompts_come_before_batches():
     assert [c.variant for c in cases[:2]] == ["sparse", "dense"]
 
 
-def test_the_default_mode_comes_first_and_batches_in_between_last():
+def test_a_contexts_modes_are_neighbours_and_batches_in_between_come_last():
     cases = bench_engine._cases([8192, 32768], [1, 2, 4], ["default", "fast"], VARIANTS, 131072)[::2]
-    assert [(c.mode, c.batch, c.context) for c in cases] == [
-        *(("default", batch, context) for batch in (1, 4) for context in (8192, 32768)),
-        *(("fast", batch, context) for batch in (1, 4) for context in (8192, 32768)),
-        ("default", 2, 8192), ("default", 2, 32768), ("fast", 2, 8192), ("fast", 2, 32768),
-    ]  # fmt: skip
+    assert [(c.batch, c.context, c.mode) for c in cases] == [
+        (batch, context, mode) for batch in (1, 4, 2) for context in (8192, 32768) for mode in ("default", "fast")
+    ]
 
 
 def test_a_fast_row_says_how_many_times_the_default_modes_rates_it_has(monkeypatch):
     slow, fast = Scripted(), Scripted(step=0.004)
-    monkeypatch.setattr(bench_engine.time, "perf_counter", lambda: slow.now + fast.now)
+    monkeypatch.setattr(bench_rates.time, "perf_counter", lambda: slow.now + fast.now)
     modes = {"default": slow, "fast": fast}
     cases = [Case("sparse", 1000, 4, "default"), Case("sparse", 1000, 4, "fast"), Case("dense", 1000, 4, "fast")]
-    first, second, alone = bench_engine.measure(modes, cases, 50_000, 1000.0, "cpu")
+    first, second, alone = bench_rates.measure(modes, cases, 50_000, 1000.0, "cpu")
     assert "decode_ratio" not in first and "decode_ratio" not in alone, "there is nothing to set it against"
     assert second["decode_ratio"] == pytest.approx(2.5) and second["prefill_ratio"] == pytest.approx(4.01 / 4.004)
-    assert {case.token_ids for case in bench_engine._requests(cases[0], 50, 0, 1)} == {
-        case.token_ids for case in bench_engine._requests(cases[1], 50, 0, 1)
+    assert {case.token_ids for case in bench_rates._requests(cases[0], 50, 0, 1)} == {
+        case.token_ids for case in bench_rates._requests(cases[1], 50, 0, 1)
     }
     assert line(second).endswith("| 1.00 | 2.50 |") and line(first).endswith("| – | – |")  # noqa: RUF001
 
@@ -193,7 +191,7 @@ def test_both_modes_share_weights_and_pages(checkpoint):
 
 def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_engine, "_gate", lambda patterns: None)  # the tests that it runs run beside this one
-    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_rates, "ROUNDS", 1)
     monkeypatch.setattr(bench_engine, "_open", bench_engine._open_paged)
     out = tmp_path / "results" / "engine.json"
     bench_engine.bench_engine(
@@ -204,9 +202,11 @@ def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
     assert written["commit"] == "abc"
     assert written["weights"]["float8_e4m3fn"] > written["weights"]["float32"]
     assert [(row["mode"], row["variant"], row["batch"]) for row in written["rows"]] == [
-        (mode, variant, batch) for mode in ("default", "fast") for batch in (1, 2) for variant in ("sparse", "dense")
+        (mode, variant, batch) for batch in (1, 2) for mode in ("default", "fast") for variant in ("sparse", "dense")
     ]
-    assert all(row["prefill_ratio"] > 0 and row["decode_ratio"] > 0 for row in written["rows"][4:])
+    for row in written["rows"]:  # recall is the same in both modes, and measured once
+        assert ("recall_seconds" in row) == (row["mode"] == "default")
+        assert row["mode"] == "default" or (row["prefill_ratio"] > 0 and row["decode_ratio"] > 0)
     text = out.with_suffix(".md").read_text()
     assert text.startswith("one core, commit abc.")
     assert text.count("| 300 | sparse |") == 4 and "how many times as fast it then is" in text
@@ -215,7 +215,7 @@ def test_the_whole_benchmark_writes_json_and_a_table(tmp_path, monkeypatch):
 
 def test_a_model_by_name_is_measured_as_a_replica_on_the_cpu_has_it(monkeypatch, checkpoint):
     monkeypatch.setattr(bench_engine, "_gate", lambda patterns: None)
-    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_rates, "ROUNDS", 1)
     opened = []
     original = LocalEngine.run
     monkeypatch.setattr(LocalEngine, "run", lambda self, asked: opened.append(self) or original(self, asked))
@@ -228,7 +228,7 @@ def test_a_model_by_name_is_measured_as_a_replica_on_the_cpu_has_it(monkeypatch,
 
 def test_a_model_without_an_indexer_has_dense_rows_alone(monkeypatch):
     monkeypatch.setattr(bench_engine, "_gate", lambda patterns: None)
-    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_rates, "ROUNDS", 1)
     monkeypatch.setattr("model.engine.load_encoding", lambda *_: Words())
     record = bench_engine.bench_engine([100], batches=[1], name=str(FOLDERS["llama"]()), dtype="float32", device="cpu")
     assert [(row["variant"], "failure" in row) for row in record["rows"]] == [("dense", False)]
@@ -245,6 +245,21 @@ def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):
     report.add({"variant": "dense", "context": 8, "batch": 1, "failure": "OutOfMemoryError: a|b"})
     assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["failure"] == "OutOfMemoryError: a|b"
     assert "OutOfMemoryError: a/b" in (tmp_path / "a.md").read_text()
+
+
+def test_cases_that_the_time_left_out_are_one_sentence(tmp_path):
+    report = Report(tmp_path / "a.json", {})
+    late = {"failure": "not measured: 60 s were over", "mode": "fast"}
+    report.add({"variant": "dense", "context": 8, "batch": 1, "failure": "OutOfMemoryError: a"})
+    report.add({"variant": "dense", "context": 8192, "batch": 1, **late})
+    report.add({"variant": "dense", "context": 32768, "batch": 1, **late})
+    report.add({"variant": "sparse", "context": 8192, "batch": 16, **late})
+    text = (tmp_path / "a.md").read_text()
+    assert (
+        "Cases that are not here were not measured, as 60 s were over: dense, fast, one prompt: 8,192, 32,768; sparse, "
+        "fast, several prompts: 8,192.\n"
+    ) in text
+    assert "OutOfMemoryError" in text and text.count("| fast |") == 0
 
 
 @pytest.mark.parametrize("kind", ["GPU_TESTS", "GPU_MEMORY_TESTS"])

@@ -23,11 +23,14 @@ SHOWN = 10  # answers that differ, in the JSON
 VARIANT = "dense"
 
 
-def bench_lm_eval(config_path: Path, limit: int | None, batch: int, out: Path | None) -> dict[str, Any]:
+def bench_lm_eval(
+    config_path: Path, limit: int | None, batch: int, out: Path | None, dtype: str | None = None
+) -> dict[str, Any]:
     """Measure both sides, print a line each and, if asked, write {**provenance, **measurements} to `out`.
 
     Args:
         limit: first N samples of every task. batch: of lm-eval's model; our engine chooses its own.
+        dtype: of both sides in place of the config's: in float32 no rounding chooses between two likely tokens.
 
     Raises:
         HarnessError: the config's model is no local one, or it has no questions whose answer is generated.
@@ -37,6 +40,9 @@ def bench_lm_eval(config_path: Path, limit: int | None, batch: int, out: Path | 
     choice = config.model
     if not isinstance(choice, LocalModel):
         raise HarnessError(f"{config_path}: model: expected a local checkpoint, which transformers can open as well")
+    if dtype is not None:
+        choice = choice.model_copy(update={"dtype": dtype})
+        config = config.model_copy(update={"model": choice})
     device: Device = "cuda" if sees_gpu() else "cpu"
     plan = make_plan(config, limit=limit, device=device)
     first = next(iter(config.variants))

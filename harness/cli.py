@@ -300,12 +300,15 @@ def bench_lm_eval(
         int | None, typer.Option(min=1, metavar="N", help="Only the first N samples of every task.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Batch of lm-eval's model.")] = 32,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of both sides, in place of the config's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write as well.")] = None,
 ) -> None:
     """A config's questions, dense, against lm-eval's hf model: samples/s, and whether the answers are the same."""
     from harness.against import bench_lm_eval as bench
 
-    bench(config, limit, batch, out)
+    bench(config, limit, batch, out, dtype)
 
 
 def main() -> None:

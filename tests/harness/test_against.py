@@ -6,6 +6,7 @@ import pytest
 import yaml
 from sums import write_sums
 
+from harness import against
 from harness.against import bench_lm_eval
 from harness.engine import ModelError
 from harness.errors import HarnessError
@@ -40,6 +41,24 @@ def test_answers_are_those_of_transformers_whatever_the_batch(config, tmp_path, 
     assert measured["completion_tokens"] > 7
     assert json.loads(out.read_text())["samples_per_second"] > 0
     assert "7 of 7 answers are the same" in capsys.readouterr().out
+
+
+def test_the_dtype_of_both_sides_can_be_given(config, monkeypatch):
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["dtype"] = "bfloat16"
+    config.write_text(yaml.safe_dump(settings))
+    opened = []
+    for name in ("open_engine", "open_peer"):
+        right = getattr(against, name)
+
+        def kept(*given, right=right, **options):
+            opened.append(options.get("dtype") or given[0].dtype)
+            return right(*given, **options)
+
+        monkeypatch.setattr(against, name, kept)
+    measured = bench_lm_eval(config, 1, 2, None, "float32")
+    assert opened == ["float32", "float32"] and measured["dtype"] == "float32"
+    assert measured["same_answers"] == measured["samples"]
 
 
 def test_answers_that_differ_are_shown(config, monkeypatch):

@@ -28,7 +28,7 @@ FLAGS = {
     "bench attention": {"--only", "--rounds", "--out"},
     "bench engine": {"--contexts", "--seconds", "--model", "--out"},
     "bench kernels": {"--only", "--rounds", "--out"},
-    "bench lm-eval": {"config", "--limit", "--batch", "--out"},
+    "bench lm-eval": {"config", "--limit", "--batch", "--dtype", "--out"},
     "bench page": {"path"},
     "bench model": {"--contexts", "--rounds", "--out"},
 }

@@ -23,7 +23,6 @@ from kernels.index_scores import index_scores
 from kernels.index_scores_paged import index_scores_paged, page_bytes
 from kernels.page_slots import page_slots
 from kernels.prefill_form import Form, prefill_form
-from kernels.selection_step import Step, selection_step
 from kernels.sparse_mla import sparse_mla
 from kernels.topk import topk, topk_mask
 
@@ -31,25 +30,16 @@ INDEX_HEADS, INDEX_DIM = 64, 128
 FORM_QUERIES = 2048  # the chunk in which forms are compared: every bound of the table is a multiple of it
 
 
-def sparse_prefill_step(
-    keys: int, queries: int, *, heads: int = HEADS, k: int = TOPK, device: str = "cuda", design: str | None = None
-) -> Call:
+def sparse_prefill_step(keys: int, queries: int, *, heads: int = HEADS, k: int = TOPK, device: str = "cuda") -> Call:
     """Scores, selection and attention of the last `queries` of `keys` tokens, as one call; result [s, h, 512].
 
-    On a GPU the scores are FP8 and the rest bfloat16; on a CPU all is float32. design: of `selection_step`.
+    On a GPU the scores are FP8 and the rest bfloat16; on a CPU all is float32.
     """
-    return sparse_prompt(keys, queries, first=keys - queries, heads=heads, k=k, device=device, design=design)
+    return sparse_prompt(keys, queries, first=keys - queries, heads=heads, k=k, device=device)
 
 
 def sparse_prompt(
-    keys: int,
-    chunk: int,
-    *,
-    first: int = 0,
-    heads: int = HEADS,
-    k: int = TOPK,
-    device: str = "cuda",
-    design: str | None = None,
+    keys: int, chunk: int, *, first: int = 0, heads: int = HEADS, k: int = TOPK, device: str = "cuda"
 ) -> Call:
     """The same for all tokens from position `first` on, in chunks; result of the last chunk.
 
@@ -59,22 +49,12 @@ def sparse_prompt(
     scores = _scorer(chunk, keys, device)
     visible = torch.arange(1, keys + 1, device=device, dtype=torch.int32)
 
-    def call() -> torch.Tensor | None:
+    def call() -> torch.Tensor:
         for start in range(first, keys, chunk):
             stop = min(start + chunk, keys)
-            out = selection_step(_prompt_step(start, stop), stop - start, k, q.device, design)[1]
+            ids = topk(scores(start, stop), k, visible[start:stop])
+            out = sparse_mla(q[: stop - start], kv[:stop], ids, V32, SCALE, check_ids=False)
         return out
-
-    def _prompt_step(start: int, stop: int) -> Step:
-        def attend(ids: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-            sparse_mla(q[rows], kv[:stop], ids, V32, SCALE, check_ids=False, out=out[rows])
-
-        return Step(
-            score=lambda rows: scores(rows, start),
-            choose=lambda scored, rows: topk(scored, k, visible[start + rows.start : start + rows.stop]),
-            attend=attend,
-            empty=lambda: q.new_empty(stop - start, heads, V32.latent_dim),
-        )
 
     return call
 
@@ -111,7 +91,7 @@ def prompt_by_form(
     def gathered(start: int, stop: int) -> torch.Tensor:
         nope, rope = q[: stop - start].split((V_DIM, V32.rope_dim), -1)
         absorbed = torch.cat((torch.bmm(nope.transpose(0, 1), w_uk).transpose(0, 1), rope), -1)
-        ids = topk(scores(slice(0, stop - start), start), k, visible[start:stop])
+        ids = topk(scores(start, stop), k, visible[start:stop])
         out = sparse_mla(absorbed, kv[:stop], ids, V32, SCALE, check_ids=False)
         return torch.bmm(out.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
 
@@ -119,7 +99,7 @@ def prompt_by_form(
         latent, rope = kv[:stop].split((V32.latent_dim, V32.rope_dim), -1)
         nope, values = torch.matmul(latent, both.T).unflatten(-1, (heads, -1)).split((V_DIM, V_DIM), -1)
         expanded = torch.cat((nope, rope[:, None].expand(-1, heads, -1)), -1)
-        mask = topk_mask(scores(slice(0, stop - start), start), k, visible[start:stop]) if masked else None
+        mask = topk_mask(scores(start, stop), k, visible[start:stop]) if masked else None
         return dense_mla(q[: stop - start], expanded, values, SCALE, start, mask)
 
     def call() -> torch.Tensor:
@@ -135,8 +115,8 @@ def _kind(device: str) -> dict[str, Any]:
     return {"dtype": torch.bfloat16 if device == "cuda" else torch.float32, "device": device}
 
 
-def _scorer(chunk: int, keys: int, device: str) -> Callable[[slice, int], torch.Tensor]:
-    """The indexer's scores of some rows of a chunk, given its start, over the keys up to theirs; FP8 on a GPU."""
+def _scorer(chunk: int, keys: int, device: str) -> Callable[[int, int], torch.Tensor]:
+    """The indexer's scores of a chunk, given its start and stop, over the keys up to its own; FP8 on a GPU."""
     index_q, index_k = (
         normal(*shape, **_kind(device)) for shape in ((chunk, INDEX_HEADS, INDEX_DIM), (keys, INDEX_DIM))
     )
@@ -146,28 +126,19 @@ def _scorer(chunk: int, keys: int, device: str) -> Callable[[slice, int], torch.
         index_q, index_k = index_q.to(torch.float8_e4m3fn), index_k.to(torch.float8_e4m3fn)
         scales = torch.ones(keys, device=device)
 
-    def score(rows: slice, start: int) -> torch.Tensor:
-        stop = start + rows.stop
+    def score(start: int, stop: int) -> torch.Tensor:
         scale = None if scales is None else scales[:stop]
-        return index_scores(index_q[rows], index_k[:stop], weights[rows], start + rows.start, scale)
+        return index_scores(index_q[: stop - start], index_k[:stop], weights[: stop - start], start, scale)
 
     return score
 
 
 def sparse_decode_step(
-    keys: int,
-    batch: int,
-    dtype: str,
-    *,
-    heads: int = HEADS,
-    k: int = TOPK,
-    device: str = "cuda",
-    design: str | None = None,
+    keys: int, batch: int, dtype: str, *, heads: int = HEADS, k: int = TOPK, device: str = "cuda"
 ) -> Call:
     """One new token of each of `batch` contexts of `keys` tokens in random pages: scores, selection, slots, attention.
 
     dtype: of the latent cache, "fp8" or "bfloat16" ("float32" on a CPU). Index keys are FP8 pages.
-    design: of `selection_step`.
     """
     pages = random_pages(keys, batch, device)
     total = pages.numel()
@@ -182,16 +153,9 @@ def sparse_decode_step(
     q = normal(batch, heads, V32.width, dtype=torch.float32 if device == "cpu" else torch.bfloat16, device=device)
     lengths = torch.full((batch,), keys, dtype=torch.int32, device=device)
 
-    def score(rows: slice) -> torch.Tensor:
-        return index_scores_paged(index_q[rows], index, weights[rows], pages[rows], lengths[rows], keys)
+    def call() -> torch.Tensor:
+        scores = index_scores_paged(index_q, index, weights, pages, lengths, keys)
+        slots = page_slots(topk(scores, k, lengths), pages)
+        return sparse_mla(q, cache, slots, V32, SCALE, decode=True, check_ids=False)
 
-    def attend(slots: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-        sparse_mla(q[rows], cache, slots, V32, SCALE, decode=True, check_ids=False, out=out[rows])
-
-    step = Step(
-        score=score,
-        choose=lambda scored, rows: page_slots(topk(scored, k, lengths[rows]), pages[rows]),
-        attend=attend,
-        empty=lambda: q.new_empty(batch, heads, V32.latent_dim),
-    )
-    return lambda: selection_step(step, batch, k, q.device, design)[1]
+    return call

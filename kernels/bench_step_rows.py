@@ -1,6 +1,5 @@
 """What `dsa-eval bench attention` measures: the whole step beside the dense form of the same tokens."""
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 
@@ -38,11 +37,9 @@ from kernels.bench_step_calls import (
 )
 from kernels.fp8_cache import row_bytes
 from kernels.prefill_form import FORMS
-from kernels.selection_step import DESIGNS
 
 CONTEXTS = (8192, 32768, 65536, 131072)
 BATCHES = (64, 1, 8, 32, 128)  # that of the bars first
-DESIGN_CONTEXTS = (32768, 131072)  # those of the bars
 FORM_CONTEXTS = tuple(range(FORM_QUERIES, 16385, FORM_QUERIES))
 INDEX_ROW = INDEX_DIM + 4  # bytes of an index key and its scale
 QUERY_BYTES = 2 * HEADS * (V32.width + V32.latent_dim)  # one token's query and output, absorbed, bfloat16
@@ -55,7 +52,7 @@ SPARSE_PREFILL = (
 DENSE_PREFILL = "masked_attention or dense_prefill"
 SPARSE_DECODE = (
     "paged_index_scores or topk or slots or decode_splits or same_bits or captured_graph or two_to_the_31"
-    " or outside_the_cache or pieces_that_overlap"
+    " or outside_the_cache"
 )
 DENSE_DECODE = "dense_decode or captured_graph"
 
@@ -70,7 +67,6 @@ def steps() -> Iterator[Case]:
     for batch in BATCHES[:1]:
         for context in CONTEXTS:
             yield from _decode(context, batch)
-    yield from _designs()
     yield from _forms()
     for context in sorted({*CONTEXTS, *STEP_PROMPT_PEERS}):
         yield from _prompt(context)
@@ -150,23 +146,6 @@ def _decode(context: int, batch: int) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _designs() -> Iterator[Case]:
-    """The sparse steps of the bars in every design of `selection_step`, the one in use among them: one run compares."""
-    for context in DESIGN_CONTEXTS:
-        prefill = next(_prefill(context))
-        decode = [case for case in _decode(context, BATCHES[0]) if case.kernel == "decode_sparse"]
-        for design in DESIGNS:
-            yield _in_design(prefill, design, partial(sparse_prefill_step, context, QUERIES, design=design))
-            for case, dtype in zip(decode, ("fp8", "bfloat16"), strict=True):
-                yield _in_design(case, design, partial(_graphed_sparse, context, BATCHES[0], dtype, design))
-
-
-def _in_design(case: Case, design: str, prepare: partial[Call]) -> Case:
-    return dataclasses.replace(
-        case, shape=f"{case.shape}, design: {design}", prepare=prepare, bar_ms=None, goal_ms=None, panel="", series="",
-    )  # fmt: skip
-
-
 def _forms() -> Iterator[Case]:
     for context in FORM_CONTEXTS:
         for form in FORMS:
@@ -178,8 +157,8 @@ def _forms() -> Iterator[Case]:
             )  # fmt: skip
 
 
-def _graphed_sparse(context: int, batch: int, dtype: str, design: str | None = None) -> Call:
-    return graphed(sparse_decode_step(context, batch, dtype, design=design))
+def _graphed_sparse(context: int, batch: int, dtype: str) -> Call:
+    return graphed(sparse_decode_step(context, batch, dtype))
 
 
 def _graphed_dense(context: int, batch: int, dtype: str) -> Call:

@@ -47,13 +47,9 @@ def sparse_mla(
     check_ids: bool = True,
     backend: Backend = "auto",
     design: Design | None = None,
-    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend to the selected rows of the latent cache. Arguments, errors: `sparse_mla_lse`; its first result.
-
-    out: where to write it, [s, h, c] in q's dtype, contiguous; None for new memory.
-    """
-    return _attend(q, kv, ids, layout, scale, lengths, decode, check_ids, backend, design, with_lse=False, out=out)[0]
+    """Attend to the selected rows of the latent cache. Arguments, errors: `sparse_mla_lse`; its first result."""
+    return _attend(q, kv, ids, layout, scale, lengths, decode, check_ids, backend, design, with_lse=False)[0]
 
 
 def sparse_mla_lse(
@@ -111,14 +107,11 @@ def _attend(
     design: Design | None,
     *,
     with_lse: bool,
-    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _check("sparse_mla", q, kv, ids, layout, scale, lengths, check_ids)
     s, h, _ = q.shape
     width = layout.latent_dim // layout.groups
-    if out is None:
-        out = torch.empty(s, h, width, dtype=q.dtype, device=q.device)
-    check_tensor("sparse_mla", "out", out, (s, h, width), (q.dtype,), q.device)
+    out = torch.empty(s, h, width, dtype=q.dtype, device=q.device)
     lse = torch.empty(s, h, dtype=torch.float32, device=q.device)
     if out.numel() == 0 or ids.shape[1] == 0 or kv.shape[0] == 0:
         return out.zero_(), lse.fill_(float("-inf"))

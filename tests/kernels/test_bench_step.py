@@ -16,7 +16,6 @@ from kernels.bench_step import bench_attention, judge_bars, judge_forms
 from kernels.bench_step_calls import dense_prompt, prompt_by_form, sparse_prompt
 from kernels.bench_step_rows import BATCHES, CONTEXTS, FORM_CONTEXTS, _selected_flops, steps
 from kernels.prefill_form import FORMS, MASKED_UNTIL, prefill_form
-from kernels.selection_step import DESIGNS
 
 SMALL = {"heads": 2, "k": 16, "device": "cpu"}
 
@@ -25,7 +24,7 @@ def test_every_row_has_a_name_of_its_own_and_says_what_it_must_do():
     every = list(steps())
     assert len({case.name for case in every}) == len(every)
     for case in every:
-        assert case.tests and case.context and bool(case.panel) == bool(case.series) == ("design: " not in case.shape)
+        assert case.tests and case.context and case.panel and case.series
         assert all(ms > 0 for ms in case.peer_ms.values())
         if not case.kernel.startswith(("form_", "prompt_table")):
             assert case.row()["floor_ms"] > 0, case.name
@@ -43,15 +42,6 @@ def test_all_shapes_of_the_plan_are_there_and_the_bars_stand_on_their_rows():
         (32768, 0.37, 0.24), (32768, 0.37, 0.24), (32768, 8.0, 6.0),
         (131072, 0.8, 0.55), (131072, 0.8, 0.55), (131072, 18.0, 14.0),
     ]  # fmt: skip
-
-
-def test_the_steps_of_the_bars_are_there_in_every_design_and_stand_on_the_same_work():
-    every = {case.name: case for case in steps()}
-    for bar in [case for case in every.values() if case.bar_ms]:
-        for design in DESIGNS:
-            case = every[f"{bar.name}, design: {design}"]
-            assert (case.flops, case.num_bytes, case.bar_ms) == (bar.flops, bar.num_bytes, None)
-            assert case.prepare.keywords.get("design") == design or case.prepare.args[-1] == design
 
 
 def test_peers_are_known_for_every_shape_and_goals_lie_below_bars():

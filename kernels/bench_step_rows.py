@@ -47,7 +47,6 @@ MHA_BYTES = 2 * HEADS * (QK_DIM + V_DIM)  # one token's query and output, or key
 
 SPARSE_PREFILL = (
     "index_score or topk or full_width_prefill or same_bits or persistently or two_to_the_31 or outside_the_cache"
-    " or pieces_that_overlap"
 )
 DENSE_PREFILL = "masked_attention or dense_prefill"
 SPARSE_DECODE = (

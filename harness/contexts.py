@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-from harness.engine import Request
 from harness.errors import HarnessError
 from harness.record import PlannedItem
 
@@ -13,7 +12,7 @@ def check_contexts(items: Iterable[PlannedItem], contexts: Mapping[str, int], wh
     contexts: tokens that the cache holds for one request, by variant; a variant without an entry has no limit.
     where: the engine is, for the message.
     """
-    needs = [(max(map(_num_rows, item.requests)), item) for item in items if item.variant in contexts]
+    needs = [(max(request.num_rows for request in item.requests), item) for item in items if item.variant in contexts]
     too_long = [(need, item) for need, item in needs if need > contexts[item.variant]]
     if not too_long:
         return
@@ -24,9 +23,3 @@ def check_contexts(items: Iterable[PlannedItem], contexts: Mapping[str, int], wh
         f"the cache on {where}, which holds {contexts[item.variant]}, the largest context that fits ({count}); choose "
         "shorter lengths, a lower generation.max_tokens, or fewer replicas, each with a larger --gpus"
     )
-
-
-def _num_rows(request: Request) -> int:
-    """Rows of the cache that a request may need; its last token needs none."""
-    answer = request.max_tokens if request.continuation is None else len(request.continuation)
-    return len(request.token_ids) + answer - 1

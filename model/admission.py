@@ -33,19 +33,12 @@ def check_request(request: Request, attentions: Mapping[str, Attention], config:
             f"request {request.id}: expected token ids below {config.vocab_size}, got {min(ids)} to {max(ids)}; "
             "is the tokenizer of the same model?"
         )
-    total = num_tokens(request)
-    if total > config.max_positions:
+    if request.num_tokens > config.max_positions:
         raise ModelError(
-            f"request {request.id}: prompt and answer need {total} tokens, the model takes "
+            f"request {request.id}: prompt and answer need {request.num_tokens} tokens, the model takes "
             f"{config.max_positions}; shorten the prompt or lower max_tokens"
         )
     return attention
-
-
-def num_tokens(request: Request) -> int:
-    """Tokens of the prompt and of the longest answer, or of the continuation."""
-    answer = request.max_tokens if request.continuation is None else len(request.continuation)
-    return len(request.token_ids) + answer
 
 
 def wanted_index_dtype(request: Request, attention: Attention, config: ModelConfig) -> IndexDtype | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from model.admission import FAILURES, check_request, failure, num_tokens, wanted_index_dtype
+from model.admission import FAILURES, check_request, failure, wanted_index_dtype
 from model.cache import PREFILL_CHUNK, Cache
 from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
@@ -104,7 +104,7 @@ class LocalEngine:
         probe = Probe(request.probes, attention, len(request.token_ids)) if request.probes is not None else None
         cache = Cache(
             config,
-            num_tokens(request),
+            request.num_tokens,
             dtype=self.dtype,
             index_dtype=wanted_index_dtype(request, attention, config),
         )

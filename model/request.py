@@ -82,6 +82,17 @@ class Request:
     probes: Probes | None = None
     reply: str | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and of the longest answer, or of the continuation."""
+        answer = self.max_tokens if self.continuation is None else len(self.continuation)
+        return len(self.token_ids) + answer
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a cache that it may need: its last token needs none."""
+        return self.num_tokens - 1
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:

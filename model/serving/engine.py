@@ -11,7 +11,7 @@ import torch
 
 from kernels import switch
 from kernels.fp8_cache import PAGE
-from model.admission import FAILURES, check_request, failure, num_tokens, raise_if_lost, wanted_index_dtype
+from model.admission import FAILURES, check_request, failure, raise_if_lost, wanted_index_dtype
 from model.chat.encoding import ChatEncoding, load_encoding
 from model.checkpoint import load_model, resolve
 from model.errors import ModelError
@@ -212,9 +212,9 @@ class PagedEngine:
         index_dtype = wanted_index_dtype(request, attention, self.model.config)
         sequence = PagedSequence(request, attention, index_dtype, self.encoding, order)
         capacity = self.contexts[request.variant]
-        if sequence.most_tokens > capacity:
+        if request.num_rows > capacity:
             raise ModelError(
-                f"request {request.id}: prompt and answer need {num_tokens(request)} tokens, the cache on this "
+                f"request {request.id}: prompt and answer need {request.num_tokens} tokens, the cache on this "
                 f"{self.device_name or self.device} holds {capacity}: the largest context that fits; shorten the "
                 "prompt or lower max_tokens"
             )

@@ -43,11 +43,6 @@ class PagedSequence(Answer):
         return len(self.prompt) + len(self.generated)
 
     @property
-    def most_tokens(self) -> int:
-        """Tokens whose rows the cache may have to hold: the last one generated needs none."""
-        return len(self.prompt) + (self.request.max_tokens - 1 if self.request.continuation is None else 0)
-
-    @property
     def next_token(self) -> int:
         """The token at position `length`, behind the prompt."""
         return self.generated[self.length - len(self.prompt)]

@@ -3,6 +3,7 @@
 By default commands run on two samples a task; with --full-readme as they stand.
 """
 
+import csv
 import importlib.util
 import json
 import os
@@ -180,3 +181,10 @@ def test_tables_are_the_published_ones(path: Path, name: str, source: Path, make
     if not source.exists():
         pytest.skip(f"{source.relative_to(ROOT)} is not published yet")
     assert readme_blocks.read_block(path.read_text(encoding="utf-8"), name) == make()
+
+
+def test_the_largest_difference_of_the_bundled_models_tasks_is_the_published_one() -> None:
+    with (ROOT / "results" / "dsa-tiny" / "comparison.csv").open() as file:
+        largest = max(abs(float(row["difference"])) for row in csv.DictReader(file) if not row["group"])
+    (said,) = re.findall(r"within ([\d.]+) points? of each other", (ROOT / "README.md").read_text())
+    assert said == f"{100 * largest:.1f}"

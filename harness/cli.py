@@ -264,7 +264,7 @@ def bench_attention(
 @bench_app.command("page", cls=PlainUsage)
 @one_line_errors
 def bench_page(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of bench kernels or bench attention.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of bench kernels, attention, engine or lm-eval.")],
 ) -> None:
     """Write a measured benchmark's table and plot beside its JSON."""
     from harness.bench import bench_page as page

@@ -124,12 +124,12 @@ class Training:
         )  # fmt: skip
         interval = _Interval()
         checked = -1
+        began: float | None = None
         try:
-            for count, step in enumerate(feed):
+            for step in feed:
                 share = self._share(stage, steps)
                 if share >= 1.0:
                     break
-                began = time.perf_counter()
                 self._train(stage, step, share, interval)
                 progress.step += 1
                 progress.total_steps += 1
@@ -137,17 +137,20 @@ class Training:
                 if progress.step % config.log_every == 0:
                     yield self._flush(stage, interval)
                     interval = _Interval()
-                # the first step of a process compiles: its time is not the stage's
-                progress.seconds += time.perf_counter() - began if count else 0.0
+                # waiting for a batch counts; the first step of a stage does not, as it may compile
+                now = time.perf_counter()
+                progress.seconds += 0.0 if began is None else now - began
+                began = now
                 if config.eval_every and progress.step % config.eval_every == 0:
                     yield from self._evaluate(stage)
                     checked = progress.step
-                    interval.began = time.perf_counter()
+                    began = interval.began = time.perf_counter()
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
                     if interval.rows:
                         yield self._flush(stage, interval)
                     yield self._save(stage)
                     interval = _Interval()
+                    began = time.perf_counter()
         finally:
             feed.close()
         if interval.rows:

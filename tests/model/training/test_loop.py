@@ -10,6 +10,7 @@ import transformers
 from model.checkpoint import load_model
 from model.errors import ModelError
 from model.request import Attention
+from model.training import loop
 from model.training.batch import Batch
 from model.training.build import new_model
 from model.training.checkpoint import Folder, latest
@@ -128,6 +129,21 @@ def test_seconds_end_a_stage_and_let_the_learning_rate_fall(tmp_path):
     events = list(trained.run())
     assert 2 < trained.progress.total_steps < 1000
     assert events[-1].kind == "checkpoint"
+
+
+def test_waiting_for_a_batch_is_time_of_the_stage_and_the_first_step_is_not(tmp_path, monkeypatch):
+    now = [0.0]
+
+    class Slow(loop.Feed):
+        def __next__(self):
+            now[0] += 10.0
+            return super().__next__()
+
+    monkeypatch.setattr(loop, "Feed", Slow)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    trained = training(tmp_path, toy_config(toy_stage("dense", 50, seconds=45.0), checkpoint_every=3))
+    list(trained.run())
+    assert trained.progress.total_steps == 6, "five of ten seconds each, behind one that does not count"
 
 
 def test_an_error_of_the_corpus_reaches_the_user(tmp_path):

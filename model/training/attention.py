@@ -5,14 +5,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+import kernels.topk
 from kernels.indexer_kl import index_logits
 
 CHUNK_ELEMENTS = 1 << 25  # [b, rows, t] elements of one chunk's scores or mask
+ALIGNED = 16  # rows of scores start at multiples of 64 bytes, which kernels read faster
 
 
 def chunks(batch: int, length: int) -> list[slice]:
     """Rows of a sequence in chunks; memory beyond the inputs is linear in the length."""
     step = max(1, CHUNK_ELEMENTS // (batch * length))
+    step -= step % ALIGNED if step > ALIGNED else 0
     return [slice(top, min(top + step, length)) for top in range(0, length, step)]
 
 
@@ -25,34 +28,21 @@ def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 def select_ids(index_q: torch.Tensor, index_k: torch.Tensor, index_w: torch.Tensor, topk: int) -> torch.Tensor:
     """The `topk` best visible keys of every row, [b, l, topk] int32: index_q [b, l, h, d], index_k [b, l, d].
 
-    Equal scores go to the smaller index, as in `kernels.topk`. A row with fewer visible keys also names invisible
-    ones, which `support_mask` drops.
+    The choice is that of `kernels.topk`. A row with fewer visible keys names others beside them, which `support_mask`
+    drops.
     """
     b, length = index_q.shape[:2]
     ids = torch.empty(b, length, topk, dtype=torch.int32, device=index_q.device)
-    cols = torch.arange(length, device=index_q.device)
+    cols = torch.arange(length, dtype=torch.int32, device=index_q.device)
     for rows in chunks(b, length):
         if rows.stop <= topk:
-            ids[:, rows] = cols[:topk].to(torch.int32)
+            ids[:, rows] = cols[:topk]
             continue
         scores = index_logits(index_q[:, rows], index_k[:, : rows.stop], index_w[:, rows])
-        scores.masked_fill_(cols[None, : rows.stop] > cols[rows, None], float("-inf"))
-        best, chosen = scores.topk(topk, -1, sorted=False)
-        last = best.amin(-1, keepdim=True)
-        # torch.topk takes any of several equal scores at the border
-        tied = ((scores == last).sum(-1) > (best == last).sum(-1)) & (last.squeeze(-1) > float("-inf"))
-        if bool(tied.any()):
-            chosen[tied] = _smaller_index_first(scores[tied], last[tied], topk)
-        ids[:, rows] = chosen.to(torch.int32)
+        visible = (cols[rows] + 1).repeat(b)
+        chosen = kernels.topk.topk(scores.flatten(0, 1), topk, visible).unflatten(0, (b, -1))
+        ids[:, rows] = torch.where(chosen < 0, cols[:topk], chosen)
     return ids
-
-
-def _smaller_index_first(scores: torch.Tensor, last: torch.Tensor, topk: int) -> torch.Tensor:
-    """All keys above the k-th score `last` [n, 1], then the first of those equal to it: scores [n, t] -> [n, topk]."""
-    above, equal = scores > last, scores == last
-    left = topk - above.sum(-1, keepdim=True)
-    taken = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= left))
-    return taken.nonzero()[:, 1].view(-1, topk)
 
 
 def _bias(ids: torch.Tensor, rows: slice, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import model.training.attention
 from kernels.grouped_gemm import expert_mlp
 from kernels.index_scores import index_scores
-from kernels.topk import topk_mask
+from kernels.topk import topk_reference
 from model.checkpoint import load_model
 from model.request import Attention
 from model.training.attention import select_ids, selected_attention
@@ -97,8 +97,7 @@ def test_equal_scores_select_the_smaller_index():
     ids = select_ids(q, k, w, 25)
     scores = index_scores(q[0], k[0], w[0], 0)
     assert bool((scores == 0).sum(1).max() > 5)
-    mine = torch.zeros(40, 40, dtype=torch.bool).scatter_(-1, ids[0].long(), True).tril()
-    assert torch.equal(mine, topk_mask(scores, 25, torch.arange(40) + 1))
+    assert torch.equal(as_mask(ids[0]), as_mask(topk_reference(scores, 25, torch.arange(40) + 1)))
 
 
 @pytest.mark.parametrize("levels", [1, 2, 5])
@@ -107,9 +106,15 @@ def test_many_equal_scores_select_as_the_engine_does(levels):
     q, k = torch.ones(b, length, 1, 4), torch.randint(0, levels, (b, length, 1)).float().expand(b, length, 4)
     ids = select_ids(q, k.contiguous(), torch.ones(b, length, 1), topk)
     for row in range(b):
-        expected = topk_mask((4 * k[row, :, 0]).expand(length, length), topk, torch.arange(length) + 1)
-        mine = torch.zeros(length, length, dtype=torch.bool).scatter_(-1, ids[row].long(), True).tril()
-        assert torch.equal(mine, expected)
+        expected = topk_reference((4 * k[row, :, 0]).expand(length, length), topk, torch.arange(length) + 1)
+        assert torch.equal(as_mask(ids[row]), as_mask(expected))
+
+
+def as_mask(ids):
+    """Visible keys that are named, [l, l]: ids [l, k], -1 or an invisible key names none."""
+    length = len(ids)
+    mask = torch.zeros(length, length + 1, dtype=torch.bool)  # the last column takes the -1
+    return mask.scatter_(-1, torch.where(ids < 0, length, ids).long(), True)[:, :length].tril()
 
 
 def test_the_residuals_excess_counts_only_beyond_the_limit():

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import struct
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from model.chat.encoding import ChatEncoding, ToolCall, load_encoding
+from model.chat.gguf import end_ids
 from model.chat.tokenizer import read_tokenizer
 from model.checkpoint import resolve
 from model.convert import write_tokenizer
@@ -86,6 +88,36 @@ def test_gguf_answers_end_where_the_file_says_whatever_the_conversion_makes_of_i
     write_tokenizer(folder, tmp_path)
     monkeypatch.undo()
     assert load_encoding(tmp_path).eos_ids == smollm2.eos_ids
+
+
+def gguf_file(path, **metadata):
+    """A GGUF file of metadata alone: text is a string, a number an unsigned 32-bit one, a list an array of those."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    def pair(key, value):
+        name = text("tokenizer.ggml." + key)
+        if isinstance(value, str):
+            return name + struct.pack("<I", 8) + text(value)
+        if isinstance(value, list):
+            return name + struct.pack("<IIQ", 9, 4, len(value)) + struct.pack(f"<{len(value)}I", *value)
+        return name + struct.pack("<II", 4, value)
+
+    pairs = b"".join(pair(key, value) for key, value in metadata.items())
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, len(metadata)) + pairs)
+    return path
+
+
+def test_an_end_of_turn_of_a_gguf_file_ends_an_answer_as_well(tmp_path):
+    many = {"pre": "smollm", "token_type": [1, 2, 3]}
+    assert end_ids(gguf_file(tmp_path / "a", **many, eos_token_id=7, bos_token_id=1, eot_token_id=5)) == (5, 7)
+    assert end_ids(gguf_file(tmp_path / "b", **many, eos_token_id=7)) == (7,)
+    assert end_ids(gguf_file(tmp_path / "c", **many)) == ()
+    cut = gguf_file(tmp_path / "d", **many, eos_token_id=7)
+    cut.write_bytes(cut.read_bytes()[:-2])
+    with pytest.raises(ModelError, match="d: its metadata is cut off or broken"):
+        end_ids(cut)
 
 
 def test_a_tokenizer_written_from_gguf_keeps_its_split_rule(smollm2, tmp_path):

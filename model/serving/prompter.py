@@ -9,6 +9,7 @@ import torch
 
 from kernels.fp8_cache import PAGE
 from model.config import ModelConfig
+from model.copies import pinned, send
 from model.request import Attention, IndexDtype
 from model.serving.decoder import Outputs, capture
 from model.serving.forward import run_chunk
@@ -67,14 +68,11 @@ class Prompter:
         """
         length = -(-len(ids) // self.shape.granule) * self.shape.granule
         given = torch.from_numpy(_pack(ids, start, length, pages))
-        if self.device.type == "cuda":
-            given = given.pin_memory()  # so that the copy need not wait for the chunk before
         key = index_dtype, start, length
         if not self._captures(key):
-            given = given.to(self.device, non_blocking=True)
-            return self._run(given, start, length, len(ids), index_dtype)
+            return self._run(send(given, self.device), start, length, len(ids), index_dtype)
         static, step = self._prepare(key)
-        static.copy_(given, non_blocking=True)
+        static.copy_(pinned(given, self.device), non_blocking=True)
         step()
         assert self._out is not None
         return self._out[:length]

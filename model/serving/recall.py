@@ -14,6 +14,7 @@ import torch
 
 from kernels.fp8_cache import PAGE
 from model.attention import MLA
+from model.copies import pinned, send
 from model.probe import Phases, Plain, Probe
 from model.request import Attention, IndexDtype
 from model.serving.decoder import FIELDS, FIRST_BUCKET, Outputs, capture
@@ -59,9 +60,7 @@ class Recaller:
         ids = (*prompt, *answer[:-1])
         phases: Phases = {"prompt": probe.prompt_positions, "answer": range(len(prompt) - 1, len(ids))}
         positions = sorted({position for places in phases.values() for position in places})
-        table = torch.tensor(pages, dtype=torch.int64)
-        if self.device.type == "cuda":
-            table = table.pin_memory().to(self.device, non_blocking=True)
+        table = send(torch.tensor(pages, dtype=torch.int64), self.device)
         for top in range(0, len(positions), self.num_rows):
             places = tuple(positions[top : top + self.num_rows])
             self._run(ids, places, pages, index_dtype, known)
@@ -84,13 +83,11 @@ class Recaller:
             packed[row, : 1 + FIELDS] = place >= known, ids[place], place, place + 1
         packed[: len(places), 1 + FIELDS : 1 + FIELDS + len(pages)] = pages[:num_pages]
         given = torch.from_numpy(packed)
-        if self.device.type == "cuda":
-            given = given.pin_memory()
         if not self.graphs:
-            self._walk(given.to(self.device), index_dtype)
+            self._walk(send(given, self.device), index_dtype)
             return
         static, step = self._prepare(index_dtype, num_pages)
-        static.copy_(given, non_blocking=True)
+        static.copy_(pinned(given, self.device), non_blocking=True)
         step()
 
     def _prepare(self, index_dtype: IndexDtype | None, num_pages: int) -> tuple[torch.Tensor, Callable[[], None]]:

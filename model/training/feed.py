@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from model.copies import send
 from model.training.batch import Batch
 from model.training.losses import normalised_weights
 from model.training.rows import loss_rows
@@ -69,9 +70,7 @@ class Feed:
             batch.token_ids[rows], normalised_weights(batch, rest_weight)[rows], batch.is_answer[rows],
             loss_rows(batch, kl_rows, seed, step)[rows],
         )  # fmt: skip
-        tensors = [torch.from_numpy(array.copy()) for array in arrays]
-        if self._world.device.type == "cuda":
-            tensors = [t.pin_memory().to(self._world.device, non_blocking=True) for t in tensors]
+        tensors = [send(torch.from_numpy(array.copy()), self._world.device) for array in arrays]
         return Step(
             token_ids=tensors[0].long(), weights=tensors[1], is_answer=tensors[2], kl_rows=tensors[3],
             num_tokens=batch.tokens,

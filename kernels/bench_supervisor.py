@@ -26,7 +26,7 @@ from kernels.bench_record import provenance, write_record
 from kernels.bench_worker import LOST, MARK
 
 ROOT = Path(__file__).resolve().parents[1]
-TEST_SECONDS = 420  # a kernel that hangs must not take a whole lease
+TEST_SECONDS = 600  # a kernel that hangs must not take a whole lease
 TEST_PROCESSES = 8  # of GPU memory each takes a few GiB
 SILENT_SECONDS = 60  # the longest case, its inputs and its compilation included
 MAX_FAILURES = 5  # tests: enough to see whether they have one cause

@@ -6,68 +6,62 @@ import math
 from pathlib import Path
 from typing import Any
 
-KERNELS = Path(__file__).resolve().parents[1] / "results" / "kernels"
-PREFILL, DECODE, SELECTION, PRODUCTS, MASS, STEP = (
-    KERNELS / f"{name}.json" for name in ("prefill", "decode", "selection", "products", "attention_mass", "attention")
-)
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "kernels"
+KERNELS, STEP = RESULTS / "kernels.json", RESULTS / "attention.json"
 CONTEXTS = (8192, 32768, 65536, 131072)
 SCORES = "index_scores prefill fp8, last 4096 queries of {} keys"
 CHOICE = "topk 2048 of {}, {} rows"
 SPARSE = "sparse_prefill_{} bfloat16 keys={} queries={}"
 DENSE = "dense_decode {} keys={} batch={}"
 FULL = "dense_prefill_{} bfloat16 keys={} queries=4096"
-HALVED = " design: halved scores + ids ahead"
-TILES = " design: a program a tile"
-MASKED = "masked_prefill bfloat16 keys={} queries=4096 design: hopper, a program a tile"
+MASKED = "masked_prefill bfloat16 keys={} queries=4096"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of the table: shapes of a kernel in the design in use, by the rows of the newest run that has them."""
+    """One line of the table: shapes of a kernel in the design in use, by the names of its rows."""
 
     kernel: str
     shapes: str
-    source: Path = PREFILL
     names: tuple[str, ...]
 
 
 LINES = (
-    Line(kernel="index_scores, `hopper`", shapes="8k / 32k / 64k / 128k", source=SELECTION,
+    Line(kernel="index_scores, `hopper`", shapes="8k / 32k / 64k / 128k",
          names=tuple(SCORES.format(keys) for keys in CONTEXTS)),
-    Line(kernel="index_scores, paged", shapes="128k, batch 1 / 64 / 128", source=SELECTION,
+    Line(kernel="index_scores, paged", shapes="128k, batch 1 / 64 / 128",
          names=tuple(f"index_scores decode paged fp8, batch {batch}, 131072 keys" for batch in (1, 64, 128))),
-    Line(kernel="topk, `bounded`", shapes="4,096 rows: 8k / 32k / 64k / 128k", source=SELECTION,
+    Line(kernel="topk, `bounded`", shapes="4,096 rows: 8k / 32k / 64k / 128k",
          names=tuple(CHOICE.format(keys, 4096) for keys in CONTEXTS)),
-    *(Line(kernel="topk, `large_parts_16`", shapes=f"{keys // 1024}k: 1 / 8 / 32 / 64 / 128 rows", source=SELECTION,
+    *(Line(kernel="topk, `large_parts_16`", shapes=f"{keys // 1024}k: 1 / 8 / 32 / 64 / 128 rows",
            names=tuple(CHOICE.format(keys, rows) for rows in (1, 8, 32, 64, 128))) for keys in (8192, 32768, 131072)),
     Line(kernel="sparse prefill, Hopper", shapes="8k / 32k / 64k / 128k",
          names=tuple(SPARSE.format("hopper", keys, 4096) for keys in CONTEXTS)),
     Line(kernel="sparse prefill, Hopper", shapes="128 queries: 8k / 128k",
          names=tuple(SPARSE.format("hopper", keys, 128) for keys in (8192, 131072))),
-    Line(kernel="sparse prefill, Triton", shapes="8k / 32k / 64k / 128k", source=SELECTION,
-         names=tuple(SPARSE.format("triton", keys, 4096) + HALVED for keys in CONTEXTS)),
-    Line(kernel="sparse decode, bf16, `hopper`", shapes="32k, batch 1 / 8 / 32 / 64 / 128", source=DECODE,
+    Line(kernel="sparse prefill, Triton", shapes="8k / 32k / 64k / 128k",
+         names=tuple(SPARSE.format("triton", keys, 4096) for keys in CONTEXTS)),
+    Line(kernel="sparse decode, bf16, `hopper`", shapes="32k, batch 1 / 8 / 32 / 64 / 128",
          names=tuple(f"sparse_decode bfloat16 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
     Line(kernel="sparse decode, FP8, `hopper half + whole blocks`", shapes="32k, batch 1 / 8 / 32 / 64 / 128",
-         source=DECODE,
          names=tuple(f"sparse_decode fp8 keys=32768 batch={batch}" for batch in (1, 8, 32, 64, 128))),
     Line(kernel="masked prefill, Hopper", shapes="4k / 8k / 12k",
          names=tuple(MASKED.format(keys) for keys in (4096, 8192, 12288))),
     Line(kernel="dense prefill, Hopper at 8k, then cuDNN", shapes="8k / 32k / 64k / 128k",
-         names=(FULL.format("hopper", 8192) + TILES,
+         names=(FULL.format("hopper", 8192),
                 *(FULL.format("cudnn", keys) for keys in CONTEXTS[1:]))),
-    Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
+    Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 64: 8k / 32k / 128k",
          names=tuple(DENSE.format("bfloat16", keys, 64) for keys in (8192, 32768, 131072))),
-    Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 1: 8k / 128k", source=DECODE,
+    Line(kernel="dense decode, bf16, `hopper + 1024 rows`", shapes="batch 1: 8k / 128k",
          names=tuple(DENSE.format("bfloat16", keys, 1) for keys in (8192, 131072))),
-    Line(kernel="dense decode, FP8, `hopper half + whole blocks`", shapes="batch 64: 8k / 32k / 128k", source=DECODE,
+    Line(kernel="dense decode, FP8, `hopper half + whole blocks`", shapes="batch 64: 8k / 32k / 128k",
          names=tuple(DENSE.format("fp8", keys, 64) for keys in (8192, 32768, 131072))),
-    Line(kernel="FP8 cast", shapes="8,192 x 7,168", source=PRODUCTS, names=("fp8 cast [8192, 7168] bf16",)),
-    Line(kernel="FP8 product, `tma_wide_narrow`", shapes="8,192³", source=PRODUCTS,
+    Line(kernel="FP8 cast", shapes="8,192 x 7,168", names=("fp8 cast [8192, 7168] bf16",)),
+    Line(kernel="FP8 product, `tma_wide_narrow`", shapes="8,192³",
          names=("fp8 block matmul 8192 x 8192 x 8192",)),
-    Line(kernel="experts, `tma_wide`", shapes="64 / 4,096 / 16,384 rows x 8 of 256", source=PRODUCTS,
+    Line(kernel="experts, `tma_wide`", shapes="64 / 4,096 / 16,384 rows x 8 of 256",
          names=tuple(f"expert_mlp fp8, {rows} rows x 8 of 256 experts, 7168 x 2048" for rows in (64, 4096, 16384))),
-    Line(kernel="attention_mass", shapes="64 queries, 128k", source=MASS,
+    Line(kernel="attention_mass", shapes="64 queries, 128k",
          names=("attention_mass 64 queries x 128 heads, 131072 keys of 576, bf16",)),
 )  # fmt: skip
 
@@ -78,8 +72,8 @@ def bars_block() -> str:
         "| Kernel, design in use | Shapes | ms | First bar | Goal | Peer / ours | Floor / ours |",
         "|:---|:---|---:|---:|---:|---:|---:|",
     ]
+    rows = _rows(KERNELS)
     for line in LINES:
-        rows = _rows(line.source)
         found = [rows[name] for name in line.names]
         cells = (
             line.kernel,
@@ -93,7 +87,7 @@ def bars_block() -> str:
             _ratios([row["floor_ms"] for row in found], found),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _origin(SELECTION, PREFILL, DECODE, PRODUCTS, MASS)])
+    return "\n".join([*lines, "", _origin(KERNELS)])
 
 
 def step_block() -> str:

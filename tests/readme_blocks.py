@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.kernel_tables import SELECTION, STEP, bars_block, step_block
+from tests.kernel_tables import KERNELS, STEP, bars_block, step_block
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "results" / "quickstart"
@@ -148,7 +148,7 @@ BLOCKS = (
     (ROOT / "README.md", "quickstart table", QUICKSTART, quickstart_block),
     (ROOT / "README.md", "bench table", BENCH, bench_block),
     (ROOT / "README.md", "kernels table", STEP, step_block),
-    (ROOT / "kernels" / "README.md", "bars table", SELECTION, bars_block),
+    (ROOT / "kernels" / "README.md", "bars table", KERNELS, bars_block),
     (CARD, "training table", TRAINING, training_block),
     (CARD, "results table", TINY / "README.md", tiny_block),
     (INDEXER_CARD, "mass table", INDEXER_TRAINING, mass_block),

@@ -10,7 +10,7 @@ from harness.corpus.config import CorpusConfig, book_files
 from harness.corpus.encoder import open_encoder
 from harness.corpus.rows import Row, draw_row, padded
 from harness.errors import HarnessError
-from model.training.batch import Batch, HeldOut
+from model.training.batch import ALL, Batch, HeldOut, Share
 from tasks.dialogues.dialogue import Sources
 from tasks.dialogues.held_out import draw_held_out, held_out_tasks
 from tasks.dialogues.mixture import KINDS, Kinds
@@ -29,16 +29,17 @@ class BatchMaker:
         self._encoder = open_encoder(tokenizer)
         self._kinds = self._writable(config.dialogues)
 
-    def batch(self, stage: str, step: int) -> Batch:
-        """The rows of one step."""
+    def batch(self, stage: str, step: int, share: Share = ALL) -> Batch:
+        """The rows of one step, or a share of them."""
         length = self.length(stage, step)
         where = f"{self._seed}/{stage}/{step}"
         num_rows = max(1, self._config.tokens // length)
+        mine = share.of(num_rows)
         rows = [
             draw_row(random.Random(f"{where}/{row}"), length, self._training, self._encoder, self._kinds)
-            for row in range(num_rows)
+            for row in mine
         ]
-        return _stacked(rows, critical_only=False)
+        return _stacked(rows, critical_only=False, first_row=mine.start)
 
     def length(self, stage: str, step: int) -> int:
         """Tokens of a row in one step, drawn from the stage's phase."""
@@ -101,9 +102,10 @@ class BatchMaker:
         return Sources(vocabulary=vocabulary, books=books, made_up=made_up_sentences, count=self._encoder.count)
 
 
-def _stacked(rows: list[Row], critical_only: bool) -> Batch:
+def _stacked(rows: list[Row], critical_only: bool, first_row: int = 0) -> Batch:
     return Batch(
         token_ids=np.stack([row.token_ids for row in rows]),
         weights=np.stack([row.weights for row in rows]),
         is_answer=np.stack([row.is_critical if critical_only else row.is_answer for row in rows]),
+        first_row=first_row,
     )

@@ -11,14 +11,37 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which rows of every batch one process trains on: those of rank `rank` of `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, b: int) -> range:
+        """Its rows of b. Raises ModelError if they cannot be dealt out evenly."""
+        if b % self.size:
+            raise ModelError(
+                f"batch_tokens: {b} rows a step cannot be dealt to {self.size} processes: change one of them"
+            )
+        each = b // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+ALL = Share()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One step's rows, all of one length."""
+    """One step's rows, or one process's share of them, all of one length."""
 
     token_ids: NDArray[np.int32] | NDArray[np.int64]  # [b, l]
     weights: NDArray[np.float32]  # [b, l], weight of this token's cross-entropy; 0 = never predicted (padding)
     is_answer: NDArray[np.bool_]  # [b, l], answer tokens: their loss is averaged apart from the rest
+    first_row: int = 0  # where these rows begin in the whole batch
 
     @property
     def tokens(self) -> int:
@@ -28,10 +51,11 @@ class Batch:
 class Batches(Protocol):
     """Where batches come from: an endless stream a stage that can start at any step.
 
-    Step n's batch depends on the seed, the stage's name and n alone. Closing the iterator frees what makes them.
+    Step n's batch depends on the seed, the stage's name and n alone, and each of `share`'s rows is the whole batch's.
+    Closing the iterator frees what makes them.
     """
 
-    def stream(self, stage: str, first_step: int) -> Iterator[Batch]: ...
+    def stream(self, stage: str, first_step: int, share: Share) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

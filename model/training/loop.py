@@ -19,7 +19,7 @@ from model.training.evaluate import evaluate
 from model.training.event import EventKind, TrainingEvent
 from model.training.feed import Feed, Step
 from model.training.forward import TrainingForward
-from model.training.losses import cross_entropy
+from model.training.losses import cross_entropy, normalised_weights
 from model.training.memory import check_memory, free_bytes
 from model.training.moe import balance
 from model.training.optim import Optimizer, Parameters
@@ -117,10 +117,9 @@ class Training:
         if self.world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.world.device)
         yield self._event("stage", stage, {"trains": stage.kind, "topk": stage.topk})
-        stream = self.corpus.stream(stage.name, progress.step)
+        stream = self.corpus.stream(stage.name, progress.step, self.world.share)
         feed = Feed(
-            stream, self.world, rest_weight=config.rest_weight, kl_rows=config.kl_rows, seed=config.seed,
-            first_step=progress.total_steps,
+            stream, self.world, kl_rows=config.kl_rows, seed=config.seed, first_step=progress.total_steps
         )  # fmt: skip
         interval = _Interval()
         checked = -1
@@ -182,7 +181,7 @@ class Training:
         kl = torch.stack(list(output.kl.values())).sum() / self.world.size if output.kl else None
         loss = torch.zeros_like(nothing) if kl is None else kl
         if not warmup:
-            weights = torch.cat((step.weights[:, 1:], torch.zeros_like(step.weights[:, :1])), 1)
+            weights = normalised_weights(step.weights, step.is_answer, config.rest_weight, self.world.add).roll(-1, 1)
             targets = step.token_ids.roll(-1, 1)
             losses = cross_entropy(
                 output.hidden, self.model.lm_head.weight, targets.flatten(), weights.flatten(), self.forward.dtype

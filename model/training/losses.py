@@ -1,28 +1,31 @@
 """The language-model loss: answers and the rest averaged apart, logits never whole in float32."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-
-from model.training.batch import Batch
 
 CHUNK_ELEMENTS = 1 << 26  # [rows, vocab] float32 logits held at a time: 256 MiB
 
 
-def normalised_weights(batch: Batch, rest_weight: float) -> NDArray[np.float32]:
-    """Weight of each target's cross-entropy in the loss, [b, l]; column 0 is never a target.
+def normalised_weights(
+    weights: torch.Tensor, is_answer: torch.Tensor, rest_weight: float, add: Callable[[list[torch.Tensor]], None]
+) -> torch.Tensor:
+    """Weight of each target's cross-entropy in the loss, [b, l] float32; column 0 is never a target.
 
     loss = mean over answer tokens + rest_weight * mean over the others, weighted: prompts outnumber answers by far.
+
+    Args:
+        weights: a batch's, [b, l] float32. is_answer: [b, l] bool.
+        add: sums tensors in place over all processes, each of which has its own rows.
     """
-    weights = batch.weights.astype(np.float32).copy()
-    weights[:, 0] = 0.0
-    answers = np.where(batch.is_answer, weights, 0.0)
-    rest = np.where(batch.is_answer, 0.0, weights)
-    out = answers / max(float(answers.sum()), 1e-8) + rest_weight * rest / max(float(rest.sum()), 1e-8)
-    return np.asarray(out, dtype=np.float32)
+    targets = torch.cat((torch.zeros_like(weights[:, :1]), weights[:, 1:]), 1)
+    parts = torch.stack((targets * is_answer, targets * ~is_answer))  # [2, b, l]
+    sums = parts.sum((1, 2))
+    add([sums])
+    means = parts / sums.clamp_min(1e-8)[:, None, None]
+    return means[0] + rest_weight * means[1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from model.errors import ModelError
+from model.training.batch import Share
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +22,10 @@ class World:
         """Rank 0 writes logs and checkpoints."""
         return self.rank == 0
 
-    def share_of(self, b: int) -> slice:
-        """This rank's rows of a batch. Raises ModelError if they cannot be dealt out evenly."""
-        if b % self.size:
-            raise ModelError(
-                f"batch_tokens: {b} rows a step cannot be dealt to {self.size} processes: change one of them"
-            )
-        each = b // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
+    @property
+    def share(self) -> Share:
+        """This rank's rows of every batch."""
+        return Share(rank=self.rank, size=self.size)
 
     def add(self, tensors: list[torch.Tensor]) -> None:
         """Sum tensors over all ranks in place, in one float32 message."""

@@ -17,6 +17,7 @@ from harness.corpus.rows import dialogue_parts
 from harness.errors import HarnessError
 from model.chat.dsv32 import render_messages
 from model.chat.dsv32_parse import BOS, EOS, USER, parse_completion
+from model.training.batch import Share
 from tasks.dialogues import mixture
 from tasks.dialogues.held_out import held_out_tasks
 from tasks.niah import sentences
@@ -187,6 +188,22 @@ def test_workers_give_the_same_stream_from_any_step(books):
     for one, two in zip(itertools.islice(here, 3), ahead, strict=False):
         assert np.array_equal(one.token_ids, two.token_ids) and np.array_equal(one.weights, two.weights)
     ahead.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_processes_share_the_rows_of_a_batch(books, num_workers):
+    corpus = Corpus(config_of(books), TOKENIZER, num_workers=num_workers)
+    whole = next(Corpus(config_of(books), TOKENIZER).stream("dense", 2))
+    half = len(whole.token_ids) // 2
+    for rank in range(2):
+        stream = corpus.stream("dense", 2, Share(rank=rank, size=2))
+        mine = next(stream)
+        stream.close()
+        rows = slice(rank * half, (rank + 1) * half)
+        assert mine.first_row == rank * half and np.array_equal(mine.token_ids, whole.token_ids[rows])
+        assert np.array_equal(mine.weights, whole.weights[rows]) and np.array_equal(
+            mine.is_answer, whole.is_answer[rows]
+        )
 
 
 def test_lengths_follow_the_phases_and_every_step_has_the_same_tokens(maker):

@@ -148,8 +148,8 @@ def test_waiting_for_a_batch_is_time_of_the_stage_and_the_first_step_is_not(tmp_
 
 def test_an_error_of_the_corpus_reaches_the_user(tmp_path):
     class Broken(ToyCorpus):
-        def stream(self, stage, first_step):
-            yield next(super().stream(stage, first_step))
+        def stream(self, stage, first_step, share):
+            yield next(super().stream(stage, first_step, share))
             raise ModelError("corpus: the folder is empty")
 
     with pytest.raises(ModelError, match="the folder is empty"):
@@ -164,8 +164,8 @@ def test_padding_is_never_trained_on(tmp_path):
             super().__init__()
             self.filler = filler
 
-        def stream(self, stage, first_step):
-            for batch in super().stream(stage, first_step):
+        def stream(self, stage, first_step, share):
+            for batch in super().stream(stage, first_step, share):
                 ids, weights = batch.token_ids.copy(), batch.weights.copy()
                 ids[:, 12:], weights[:, 12:] = self.filler, 0.0
                 yield Batch(token_ids=ids, weights=weights, is_answer=batch.is_answer & (np.arange(16) < 12))

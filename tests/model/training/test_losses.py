@@ -18,6 +18,14 @@ def batch(is_answer, weights=None, b=1):
     return Batch(token_ids=ids, weights=given.astype(np.float32), is_answer=is_answer)
 
 
+def row(whole, i):
+    """Row i as a process of its own has it."""
+    mine = slice(i, i + 1)
+    return Batch(
+        token_ids=whole.token_ids[mine], weights=whole.weights[mine], is_answer=whole.is_answer[mine], first_row=i
+    )
+
+
 @pytest.mark.parametrize("chunk", [1, 7 * 50, 1 << 20])
 def test_chunked_loss_and_gradients_equal_autograds(monkeypatch, chunk):
     monkeypatch.setattr(model.training.losses, "CHUNK_ELEMENTS", chunk)
@@ -32,18 +40,36 @@ def test_chunked_loss_and_gradients_equal_autograds(monkeypatch, chunk):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def weights_of(given, rest_weight, add=lambda sums: None):
+    return normalised_weights(torch.from_numpy(given.weights), torch.from_numpy(given.is_answer), rest_weight, add)
+
+
 def test_answers_and_the_rest_are_averaged_apart():
-    weights = normalised_weights(batch([0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 4]), 0.2)
+    weights = weights_of(batch([0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 4]), 0.2)
     assert weights[0].tolist() == pytest.approx([0, 0.2 / 3, 0.2 / 3, 0.2 / 3, 0.2, 0.8])
 
 
 def test_the_first_token_and_padding_are_no_targets():
-    weights = normalised_weights(batch([1, 1, 0, 0], [1, 1, 1, 0]), 0.5)
+    weights = weights_of(batch([1, 1, 0, 0], [1, 1, 1, 0]), 0.5)
     assert weights[0].tolist() == pytest.approx([0, 1.0, 0.5, 0])
 
 
 def test_a_batch_without_answers_has_a_loss_all_the_same():
-    assert float(normalised_weights(batch([0, 0, 0]), 0.2).sum()) == pytest.approx(0.2)
+    assert float(weights_of(batch([0, 0, 0]), 0.2).sum()) == pytest.approx(0.2)
+
+
+def test_the_means_are_over_the_rows_of_all_processes():
+    is_answer = np.array([[0, 0, 1, 1], [0, 1, 1, 1]], dtype=bool)
+    weights = np.array([[1, 1, 2, 3], [1, 1, 1, 5]], dtype=np.float32)
+    whole = Batch(token_ids=np.zeros((2, 4), dtype=np.int32), weights=weights, is_answer=is_answer)
+    first, second = (row(whole, i) for i in range(2))
+    expected = weights_of(whole, 0.3)
+
+    def add(sums):  # what the other process would bring
+        sums[0] += torch.tensor([7.0, 0.0])
+
+    torch.testing.assert_close(weights_of(first, 0.3, add)[0], expected[0])
+    assert float(weights_of(second, 0.3)[0].sum()) == pytest.approx(1.0), "alone it has answers only"
 
 
 def test_half_of_the_loss_rows_predict_answers():
@@ -59,6 +85,12 @@ def test_loss_rows_follow_from_seed_and_step():
     given = batch(np.zeros(50, dtype=bool), b=2)
     assert np.array_equal(loss_rows(given, 8, 3, 4), loss_rows(given, 8, 3, 4))
     assert not np.array_equal(loss_rows(given, 8, 3, 4), loss_rows(given, 8, 3, 5))
+
+
+def test_a_row_has_the_same_loss_rows_in_the_whole_batch_and_in_a_share():
+    given = batch([0, 0, 1, 1, 0, 0], b=3)
+    shares = [loss_rows(row(given, i), 6, seed=3, step=4) for i in range(3)]
+    assert np.array_equal(loss_rows(given, 6, seed=3, step=4), np.concatenate(shares))
 
 
 def test_short_rows_give_no_more_loss_rows_than_they_have_tokens():

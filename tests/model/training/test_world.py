@@ -49,7 +49,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
 
 
 def test_rows_that_cannot_be_dealt_evenly_are_an_error():
-    world = World(rank=1, size=4, device=torch.device("cpu"))
-    assert world.share_of(8) == slice(2, 4)
+    share = World(rank=1, size=4, device=torch.device("cpu")).share
+    assert share.of(8) == range(2, 4)
     with pytest.raises(ModelError, match="6 rows a step cannot be dealt to 4 processes"):
-        world.share_of(6)
+        share.of(6)

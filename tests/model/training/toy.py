@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from model.training.batch import Batch, HeldOut
+from model.training.batch import Batch, HeldOut, Share
 from model.training.config import LengthPhase, Schedule, StageConfig, TrainingConfig
 
 RAW = {
@@ -56,10 +56,16 @@ def toy_batch(seed: list[int], length: int, tokens: int) -> Batch:
 class ToyCorpus:
     """Batches of 8 rows of 16 tokens."""
 
-    def stream(self, stage: str, first_step: int) -> Iterator[Batch]:
+    def stream(self, stage: str, first_step: int, share: Share) -> Iterator[Batch]:
         step = first_step
         while True:
-            yield toy_batch([sum(map(ord, stage)), step], 16, 128)
+            whole = toy_batch([sum(map(ord, stage)), step], 16, 128)
+            mine = share.of(len(whole.token_ids))
+            rows = slice(mine.start, mine.stop)
+            yield Batch(
+                token_ids=whole.token_ids[rows], weights=whole.weights[rows], is_answer=whole.is_answer[rows],
+                first_row=mine.start,
+            )  # fmt: skip
             step += 1
 
 

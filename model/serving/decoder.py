@@ -25,9 +25,6 @@ FIRST_BUCKET = 1024 // PAGE  # pages; each further bucket holds twice as many
 WARM_UPS = 2  # runs before a capture: kernels are compiled and libraries choose theirs
 FIELDS = 3  # id, position and length of a row stand before its page table
 NOT_FINITE = -1  # in place of a token
-MAX_STEPS = 32  # prepared ones of a variant; beyond it the one that was used least recently goes
-
-Size = tuple[int, int]  # rows of a step and pages of its tables
 
 
 class Outputs:
@@ -50,11 +47,7 @@ class Outputs:
 
 
 class Decoder:
-    """The rows of one variant. A row's bits depend on neither its neighbours nor its place nor the bucket.
-
-    With `fits_rows` a step takes the smallest power of two of rows that holds those under way, so that libraries choose
-    their kernels by it: last bits then depend on how many there are.
-    """
+    """The rows of one variant. A row's bits depend on neither its neighbours nor its place nor the bucket."""
 
     def __init__(
         self,
@@ -66,7 +59,6 @@ class Decoder:
         max_pages: int,
         graphs: bool,
         stats: Stats,
-        fits_rows: bool = False,
     ) -> None:
         self.model = model
         self.pool = pool
@@ -76,7 +68,6 @@ class Decoder:
         self.max_pages = max_pages
         self.graphs = graphs
         self.stats = stats
-        self.fits_rows = fits_rows
         self.num_rows = len(outputs.tokens)
         self.device = outputs.tokens.device
         # numpy: it sets single numbers many times faster, and copies on one thread. torch wakes all of them for a table
@@ -84,27 +75,16 @@ class Decoder:
         self.places = np.zeros((self.num_rows, FIELDS + max_pages), dtype=np.int32)
         self._known = [0] * self.num_rows  # pages that stand in the row's table
         self._free = list(range(self.num_rows - 1, -1, -1))
-        self._steps: dict[Size, Callable[[], None]] = {}  # the least recently used first
-        self._given: dict[Size, tuple[torch.Tensor, torch.Tensor]] = {}
+        # by the pages of their tables: what the host fills, where the GPU reads it, and the step
+        self._steps: dict[int, tuple[torch.Tensor, torch.Tensor, Callable[[], None]]] = {}
 
     def enter(self) -> int:
-        """A free row; the lowest one where steps fit their rows."""
-        row = min(self._free) if self.fits_rows else self._free[-1]
-        self._free.remove(row)
-        return row
-
-    def settle(self, row: int | None, count: int) -> int:
-        """The row of one of `count` requests in its next step: its own, or a lower one if that makes steps narrower."""
-        if row is not None and (row < count or not self.fits_rows):
-            return row
-        if row is not None:
-            self.leave(row)
-        return self.enter()
+        """A free row."""
+        return self._free.pop()
 
     def forget(self) -> None:
         """Give the prepared steps up, and the memory that their graphs hold."""
         self._steps.clear()
-        self._given.clear()
 
     def leave(self, row: int) -> None:
         self.places[row] = 0
@@ -126,60 +106,49 @@ class Decoder:
         The logits stay in `outputs` until the next step of any decoder.
         """
         try:
-            size = self._size()
-            run = self._prepare(size)
+            host, device, run = self._prepare(self._num_pages())
             began = time.perf_counter()
-            host, device = self._given[size]
-            host.numpy()[:] = self.places[: size[0], : FIELDS + size[1]]
+            host.numpy()[:] = self.places[:, : host.shape[1]]
         finally:
             self.places[:, :FIELDS] = 0
         device.copy_(host, non_blocking=True)
         run()
-        tokens: list[int] = self.outputs.tokens[: size[0]].tolist()
+        tokens: list[int] = self.outputs.tokens.tolist()
         self.stats.decode_seconds += time.perf_counter() - began
         self.stats.decode_steps += 1
         return tokens
 
-    def _size(self) -> Size:
-        """The smallest step that holds the placed rows: all rows, unless steps fit them, and pages of the longest."""
-        lengths = self.places[:, 2]
-        rows, pages = self.num_rows, FIRST_BUCKET
-        if self.fits_rows:
-            rows = min(rows, 1 << int(lengths.nonzero()[0].max()).bit_length())
-        while pages * PAGE < lengths.max():
+    def _num_pages(self) -> int:
+        """Pages of a row's table in the smallest step that holds the longest placed row."""
+        pages, longest = FIRST_BUCKET, int(self.places[:, 2].max())
+        while pages * PAGE < longest:
             pages *= 2
-        return rows, min(pages, self.max_pages)
+        return min(pages, self.max_pages)
 
-    def _prepare(self, size: Size) -> Callable[[], None]:
+    def _prepare(self, num_pages: int) -> tuple[torch.Tensor, torch.Tensor, Callable[[], None]]:
         """The step of this size: captured when it is first needed."""
-        if size in self._steps:
-            self._steps[size] = self._steps.pop(size)
-            return self._steps[size]
-        if len(self._steps) >= MAX_STEPS:
-            oldest = next(iter(self._steps))
-            del self._steps[oldest], self._given[oldest]
-        host = torch.zeros(size[0], FIELDS + size[1], dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        if num_pages in self._steps:
+            return self._steps[num_pages]
+        shape = (self.num_rows, FIELDS + num_pages)
+        host = torch.zeros(shape, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         given = torch.zeros(host.shape, dtype=torch.int32, device=self.device)
 
         def run() -> None:
             self._run(given)
 
         began = time.perf_counter()
-        if self.graphs:
-            self._steps[size] = capture(run, self.outputs.memory)
-            self.stats.graphs += 1
-        else:
-            self._steps[size] = run
-        self._given[size] = host, given
+        step = capture(run, self.outputs.memory) if self.graphs else run
+        self.stats.graphs += self.graphs
+        self._steps[num_pages] = host, given, step
         self.stats.capture_seconds += time.perf_counter() - began
-        return self._steps[size]
+        return self._steps[num_pages]
 
     def _run(self, given: torch.Tensor) -> None:
         rows = Rows.unpack(given, self.attention, self.index_dtype)
         logits = run_rows(self.model, rows, self.pool)
         largest = logits.amax(-1)  # NaN if there is any
-        self.outputs.tokens[: len(given)].copy_(torch.where(largest.isfinite(), logits.argmax(-1), NOT_FINITE))
-        self.outputs.logits[: len(given)].copy_(logits)
+        self.outputs.tokens.copy_(torch.where(largest.isfinite(), logits.argmax(-1), NOT_FINITE))
+        self.outputs.logits.copy_(logits)
 
 
 def capture(run: Callable[[], None], memory: Any) -> Callable[[], None]:

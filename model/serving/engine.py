@@ -1,6 +1,6 @@
 """The paged engine: many requests share one cache, prompts in fixed chunks, answers in fixed rows and CUDA graphs.
 
-With `fast` chunks are longer and move, and rows fit the requests: the same answers up to the rounding of last bits.
+With `fast` chunks are longer and move: the same answers up to the rounding of last bits.
 """
 
 import dataclasses
@@ -275,7 +275,7 @@ class PagedEngine:
 
         def step() -> list[int]:
             for sequence in sequences:
-                sequence.row = decoder.settle(sequence.row, len(sequences))
+                sequence.row = decoder.enter() if sequence.row is None else sequence.row
                 decoder.place(sequence.row, sequence.next_token, sequence.length, sequence.pages)
             return decoder.step()
 
@@ -346,7 +346,7 @@ class PagedEngine:
             longest = min(-(-config.max_positions // PAGE), lane.pages.capacity)
             self._decoders[variant] = Decoder(
                 self.model, lane.pool, attention, sequence.index_dtype if asks else None, self._outputs, longest,
-                self.graphs, self.stats, self.shape.fits_rows,
+                self.graphs, self.stats,
             )  # fmt: skip
         return self._decoders[variant]
 

@@ -15,7 +15,7 @@ class Shape(NamedTuple):
 
     rows: answers that run together. chunk: prompt tokens a step. granule: a chunk's rows are padded to a multiple of
     this, so that few shapes occur. budget: prompt tokens between two decode steps. unit: prefixes are shared in whole
-    units; 0 is the chunk, so that chunks never move. fits_rows: a decode step is as narrow as its requests allow.
+    units; 0 is the chunk, so that chunks never move.
     """
 
     rows: int
@@ -23,7 +23,6 @@ class Shape(NamedTuple):
     granule: int
     budget: int
     unit: int = 0
-    fits_rows: bool = False
 
     @property
     def shared(self) -> int:
@@ -49,8 +48,8 @@ class Shape(NamedTuple):
 SHAPES = {"cpu": Shape(8, 256, 64, 512), "cuda": Shape(64, 2048, 256, 8192)}
 # where last bits may change with what else is asked
 FAST_SHAPES = {
-    "cpu": Shape(8, 512, 64, 512, unit=PAGE, fits_rows=True),
-    "cuda": Shape(64, 8192, 256, 8192, unit=256, fits_rows=True),
+    "cpu": Shape(8, 512, 64, 512, unit=PAGE),
+    "cuda": Shape(64, 8192, 256, 8192, unit=256),
 }
 
 

@@ -1,4 +1,4 @@
-"""The fast engine: the default greedy answers in float32, in steps that fit their rows, from shorter beginnings."""
+"""The fast engine: the default greedy answers in float32, in longer chunks, from shorter beginnings."""
 
 import dataclasses
 
@@ -14,7 +14,6 @@ from model.errors import ModelError
 from model.layers import Gate
 from model.random_checkpoint import CONFIG
 from model.request import Attention, Probes, Sampling
-from model.serving.decoder import Decoder
 from model.serving.engine import PagedEngine
 from model.serving.forms import form_runs
 from model.serving.memory import STEP_SHARE, fit_chunk, working_bytes
@@ -25,21 +24,6 @@ from tests.model.test_engine import VARIANTS, Words, answers, ask, random_ids
 
 # rounding to FP8 makes a last bit a larger step, so that near ties may fall either way
 ROUNDED = "fp8"
-
-
-@pytest.fixture
-def sizes(monkeypatch):
-    """(requests in it, rows) of every decode step, in order, of all variants."""
-    seen: list[tuple[int, int]] = []
-    original = Decoder._size
-
-    def _size(self):
-        size = original(self)
-        seen.append((int((self.places[:, 2] > 0).sum()), size[0]))
-        return size
-
-    monkeypatch.setattr(Decoder, "_size", _size)
-    return seen
 
 
 def same_tokens(results, expected):
@@ -70,21 +54,7 @@ def test_greedy_answers_and_log_likelihoods_are_those_of_the_default_engine(name
     assert_all_pages_are_free(engine)
 
 
-def test_a_step_has_the_smallest_power_of_two_of_rows_that_holds_its_requests(tiny, sizes):
-    requests = [ask(str(i), 20 + i, max_tokens=(2, 9, 4, 6, 3, 12)[i]) for i in range(6)]
-    expected = answers(paged(tiny), requests)
-    assert {rows for _, rows in sizes} == {8}, "in the default mode they never change"
-    sizes.clear()
-    engine = paged(tiny, fast=True)
-    same_tokens(answers(engine, requests), expected)
-    assert [count for count, _ in sizes] == [6, 5, 4, 3, 3, 2, 2, 2, 1, 1, 1]
-    assert [rows for _, rows in sizes] == [8, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1], "those who are left move together"
-    assert {rows for rows, _ in engine._decoders["dense"]._steps} == {1, 2, 4, 8}
-    assert_all_pages_are_free(engine)
-
-
-@pytest.mark.parametrize("fast", [False, True])
-def test_padding_takes_the_experts_of_a_real_row(tiny, monkeypatch, fast):
+def test_padding_takes_the_experts_of_a_real_row(tiny, monkeypatch):
     chosen = []
     original = Gate.forward
 
@@ -96,15 +66,14 @@ def test_padding_takes_the_experts_of_a_real_row(tiny, monkeypatch, fast):
 
     monkeypatch.setattr(Gate, "forward", forward)
     requests = [ask(str(i), 20 + i, max_tokens=3) for i in range(3)]
-    engine = paged(tiny, fast=fast)
-    num_rows = 4 if fast else engine.shape.rows
+    engine = paged(tiny)
+    num_rows = engine.shape.rows
     answers(engine, requests)
     assert len(chosen) == 2 * sum(tiny.config.moe.sparse)
     assert all(padding in experts[:3] for experts in chosen for padding in experts[3:])
 
 
 def test_what_padding_chooses_changes_no_bit_of_other_rows(tiny, logits_of, monkeypatch):
-    """The same in steps of a fixed number of rows: only there rows are free of their number."""
     requests = [ask(str(i), 50 + i, seed=i, max_tokens=6, sampling=Sampling(temperature=1.0)) for i in range(3)]
     expected = answers(paged(tiny), requests)
     bits = {seed: torch.stack(steps) for seed, steps in logits_of.items()}
@@ -151,25 +120,6 @@ def test_parts_of_one_form_are_read_together(tiny, monkeypatch):
     ]  # fmt: skip
     assert form_runs(layer, 2048, 256, 2560, cpu) == [(256, 2048, "dense"), (2048, 2560, "masked")]
     assert form_runs(layer, 2048, 6144, 8192, cpu) == [(6144, 8192, "gathered")]
-
-
-def test_rows_that_are_no_power_of_two_are_all_taken_at_most(tiny, sizes):
-    shape = Shape(rows=6, chunk=256, granule=64, budget=256, fits_rows=True)
-    requests = [ask(str(i), 20, max_tokens=4) for i in range(6)]
-    engine = paged(tiny, fast=True, shape=shape)
-    assert all(result.error is None for result in answers(engine, requests).values())
-    assert max(sizes) == (6, 6)
-
-
-def test_steps_that_have_not_been_used_for_long_are_prepared_anew(tiny, monkeypatch):
-    monkeypatch.setattr(model.serving.decoder, "MAX_STEPS", 2)
-    requests = [ask(str(i), 20 + i, max_tokens=(2, 9, 4, 6, 3, 12)[i]) for i in range(6)]
-    expected = answers(paged(tiny), requests)
-    engine = paged(tiny, fast=True)
-    for _ in range(2):
-        same_tokens(answers(engine, requests), expected)
-        decoder = engine._decoders["dense"]
-        assert [rows for rows, _ in decoder._steps] == [2, 1] and decoder._given.keys() == decoder._steps.keys()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -243,11 +193,11 @@ def test_the_tag_says_that_bits_may_differ(tiny, monkeypatch):
 
 def test_the_default_shapes_are_fixed_and_the_fast_ones_are_not():
     for device, shape in SHAPES.items():
-        assert shape.shared == shape.chunk and not shape.fits_rows
+        assert shape.shared == shape.chunk
         fast = FAST_SHAPES[device]
         fast.check()
-        assert fast.fits_rows and fast.shared < shape.chunk < fast.chunk and fast.rows == shape.rows
-    assert SHAPES["cuda"] == (64, 2048, 256, 8192, 0, False)
+        assert fast.shared < shape.chunk < fast.chunk and fast.rows == shape.rows
+    assert SHAPES["cuda"] == (64, 2048, 256, 8192, 0)
 
 
 def test_chunks_are_as_long_as_memory_and_context_allow():

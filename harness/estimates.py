@@ -8,7 +8,7 @@ Evaluating Large Language Models Trained on Code, arXiv:2107.03374 (pass@k).
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 CONFIDENCE = 0.95
 ALPHA = 0.05  # 1 - CONFIDENCE
@@ -47,23 +47,22 @@ def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashabl
     None) this is sd / sqrt(n). Exactly 0 where clusters differ by rounding only.
     Source: Miller 2024, appendix A, with the finite-sample factor C / (C - 1).
     """
-    sums = cluster_sums(values, clusters, mean(values))
+    center = mean(values)
+    sums = [math.fsum(value - center for value in members) for members in by_cluster(values, clusters)]
     count = len(sums)
     if count < 2:
         return None
-    if max(map(abs, sums.values())) <= ROUNDING * max(map(abs, values)):
+    if max(map(abs, sums)) <= ROUNDING * max(map(abs, values)):
         return 0.0
-    return math.sqrt(count / (count - 1) * math.fsum(total * total for total in sums.values())) / len(values)
+    return math.sqrt(count / (count - 1) * math.fsum(total * total for total in sums)) / len(values)
 
 
-def cluster_sums(
-    values: Sequence[float], clusters: Sequence[Hashable] | None, center: float = 0.0
-) -> Mapping[Hashable, float]:
-    """Sum of (value - center) per cluster; clusters None gives every value its own."""
+def by_cluster(values: Sequence[float], clusters: Sequence[Hashable] | None) -> list[list[float]]:
+    """The values of each cluster, clusters in order of appearance; clusters None gives every value its own."""
     members: dict[Hashable, list[float]] = {}
     for cluster, value in zip(range(len(values)) if clusters is None else clusters, values, strict=True):
-        members.setdefault(cluster, []).append(value - center)
-    return {cluster: math.fsum(deviations) for cluster, deviations in members.items()}
+        members.setdefault(cluster, []).append(value)
+    return list(members.values())
 
 
 def t_quantile(probability: float, df: float) -> float:

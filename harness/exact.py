@@ -1,9 +1,11 @@
 """Exact and score tests for few discordant pairs, where Student's t promises too much.
 
-Sources: McNemar 1947; T. Tango 1998, Statistics in Medicine 17, 891-908; Clopper and Pearson 1934 (binomial bounds).
+Sources: McNemar 1947; T. Tango 1998, Statistics in Medicine 17, 891-908; Clopper and Pearson 1934 (binomial bounds);
+W. Hoeffding 1963, JASA 58, 13-30 (sums of bounded variables).
 """
 
 import math
+from collections.abc import Sequence
 
 FEW_DISCORDANT = 10  # clusters that differ, below which t is checked against exact tests
 
@@ -41,6 +43,22 @@ def sign_bound(num_against: int, num_clusters: int, margin: float) -> float:
     from scipy.special import bdtr
 
     return float(bdtr(num_against, num_clusters, margin)) if margin < 1 else 0.0
+
+
+def loss_bound(losses: Sequence[float], margin: float) -> float:
+    """Bound on p of "the true difference is a margin or more against us", from how much each cluster lost, 0..1 each.
+
+    For scores with steps between 0 and 1, where `sign_bound` takes the loss of one needle in four for that of a whole
+    answer. A mean loss of C clusters this small has at most the chance exp(-C KL(mean loss, margin)), KL between two
+    coins (Hoeffding, theorem 1), whatever the distribution of the losses is.
+    """
+    lost = math.fsum(losses) / len(losses)
+    if lost >= margin:
+        return 1.0
+    if margin >= 1:
+        return 0.0
+    kept = (1 - lost) * math.log((1 - lost) / (1 - margin))
+    return math.exp(-len(losses) * (kept + (lost * math.log(lost / margin) if lost else 0.0)))
 
 
 def constant_interval(difference: float, num_clusters: int, alpha: float) -> tuple[float, float]:

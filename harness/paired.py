@@ -4,9 +4,10 @@ Sources: Miller 2024, arXiv:2411.00640 (paired differences, clustered errors); M
 one-sided tests); T. Tango 1998, Statistics in Medicine 17, 891-908 (score test for paired proportions).
 
 Intervals are those of Student's t over clusters. A handful of discordant questions is far from normal, so no verdict
-rests on t alone there: EQUIVALENT and NON-INFERIOR also need Tango's score test (independent 0/1 scores) or, for
-clusters and fractional scores with fewer than 10 clusters that differ, the exact sign bound below; DIFFERENT also needs
-McNemar's exact test or the exact sign test over those clusters.
+rests on t alone there: EQUIVALENT and NON-INFERIOR also need Tango's score test (independent 0/1 scores) or, with fewer
+than 10 clusters that differ, a bound that holds for every distribution: the sign bound for clusters of 0/1 scores,
+Hoeffding's for scores with steps between. DIFFERENT also needs McNemar's exact test or the sign test over those
+clusters.
 """
 
 import dataclasses
@@ -15,13 +16,21 @@ from collections.abc import Hashable, Sequence
 
 from harness.estimates import (
     ALPHA,
-    cluster_sums,
+    by_cluster,
     clustered_standard_error,
     mean,
     t_interval,
     t_upper,
 )
-from harness.exact import FEW_DISCORDANT, constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
+from harness.exact import (
+    FEW_DISCORDANT,
+    constant_interval,
+    constant_tests,
+    exact_mcnemar,
+    loss_bound,
+    sign_bound,
+    tango_upper,
+)
 from harness.power import questions_needed
 
 CEILING, FLOOR = 0.99, 0.01
@@ -81,8 +90,9 @@ def paired(
     stderr = clustered_standard_error(differences, clusters) if n else None
     low = high = p = below = above = None
     kind: str | None = None
-    sums = cluster_sums(differences, clusters).values()
-    up, down = sum(total > 0 for total in sums), sum(total < 0 for total in sums)
+    gains = [mean(members) for members in by_cluster(differences, clusters)]
+    up, down = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    graded = any(0 < score < 1 for score in (*variant, *baseline))
     shares = all(0 <= score <= 1 for score in (*variant, *baseline))
     if difference is not None and stderr == 0:
         if shares:
@@ -102,8 +112,12 @@ def paired(
             below = max(below, tango_upper(variant_only, baseline_only, n, -margin))
             above = max(above, tango_upper(baseline_only, variant_only, n, -margin))
         elif up + down < FEW_DISCORDANT:
-            below = max(below, sign_bound(down, num_clusters, margin))
-            above = max(above, sign_bound(up, num_clusters, margin))
+            if graded and shares:
+                below = max(below, loss_bound([max(0.0, -gain) for gain in gains], margin))
+                above = max(above, loss_bound([max(0.0, gain) for gain in gains], margin))
+            else:
+                below = max(below, sign_bound(down, num_clusters, margin))
+                above = max(above, sign_bound(up, num_clusters, margin))
             p = max(p, exact_mcnemar(up, down))
     if binary and num_clusters == n and p is not None:
         p = mcnemar_p

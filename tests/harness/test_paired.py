@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from harness.adjust import benjamini_hochberg, holm
-from harness.exact import constant_interval, constant_tests, exact_mcnemar, sign_bound, tango_upper
+from harness.exact import constant_interval, constant_tests, exact_mcnemar, loss_bound, sign_bound, tango_upper
 from harness.paired import paired, poolable, pooled
 from harness.verdict import sentence
 
@@ -155,6 +155,34 @@ def test_bounds_and_tests_of_a_constant_difference_agree(difference, clusters):
 
 def test_sign_bound_is_a_binomial_tail():
     assert sign_bound(3, 70, 0.1) == pytest.approx(stats.binom.cdf(3, 70, 0.1))
+
+
+@pytest.mark.parametrize("loss", [0.05, 0.2, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("clusters", [40, 200])
+def test_no_two_point_loss_of_the_margin_passes_the_loss_bound_more_often_than_it_may(clusters, loss):
+    # losses of one size, just so many that the mean is the margin: the chance that the bound says otherwise, exactly
+    margin, counts = 0.03, range(clusters + 1)
+    chances = stats.binom.pmf(counts, clusters, margin / loss)
+    found = [loss_bound([loss] * count + [0.0] * (clusters - count), margin) for count in counts]
+    for level in (0.01, 0.05, 0.3):
+        assert sum(chance for chance, p in zip(chances, found, strict=True) if p <= level) <= level
+
+
+def test_loss_bound_is_hoeffdings_and_without_losses_the_sign_bound():
+    near, far = stats.bernoulli(0.005), stats.bernoulli(0.03)
+    distance = stats.entropy(near.pmf([0, 1]), far.pmf([0, 1]))
+    assert loss_bound([0.5, 0.5, *[0.0] * 198], 0.03) == pytest.approx(math.exp(-200 * distance))
+    assert loss_bound([0.0] * 70, 0.1) == pytest.approx(sign_bound(0, 70, 0.1))
+    assert loss_bound([0.1, 0.5], 0.3) == 1.0
+
+
+def test_a_few_losses_of_a_part_of_the_answer_do_not_count_as_whole_answers():
+    part, whole = [0.75] * 4 + [1.0] * 196, [0.0] * 4 + [1.0] * 196
+    graded = paired(part, [1.0] * 200, range(200), margin=0.03)
+    clustered = paired(whole, [1.0] * 200, [f"book {i}" for i in range(200)], margin=0.03, single=False)
+    assert graded.tost_p == pytest.approx(loss_bound([0.25] * 4 + [0.0] * 196, 0.03))
+    assert graded.tost_p < 0.05 < clustered.tost_p
+    assert clustered.tost_p == pytest.approx(sign_bound(4, 200, 0.03))
 
 
 def test_one_discordant_sample_proves_nothing_that_none_would_not():

@@ -14,7 +14,6 @@ BENCH = ROOT / "results" / "bench" / "model.json"
 CARD = ROOT / "model" / "bundled" / "dsa-tiny" / "README.md"
 TINY = ROOT / "results" / "dsa-tiny"
 TRAINING = ROOT / "results" / "training" / "dsa-tiny.jsonl"
-LAST_STAGE = ROOT / "results" / "training" / "dsa-tiny-indexer.jsonl"
 INDEXER_CARD = ROOT / "model" / "bundled" / "smollm2-indexer" / "README.md"
 INDEXER_TRAINING = ROOT / "results" / "training" / "smollm2-indexer.jsonl"
 INDEXER = ROOT / "results" / "smollm2-indexer"
@@ -67,8 +66,7 @@ def _bench_cells(row: dict[str, Any], peer: dict[str, Any]) -> list[str]:
 
 def training_block() -> str:
     """The training's course: where each evaluation stood, losses of the steps before it, accuracy at 4,096 tokens."""
-    parts = [path.read_text(encoding="utf-8").splitlines() for path in (TRAINING, LAST_STAGE)]
-    events = [json.loads(line) for lines in parts for line in lines]
+    events = [json.loads(line) for line in TRAINING.read_text(encoding="utf-8").splitlines()]
     names = " | ".join(SHOWN_TASKS)
     lines = [
         "| Stage | Step | Tokens, M | Seconds | Answer loss | Rest loss | Indexer KL | Largest residual | Mode | "

@@ -17,6 +17,7 @@ from tests.model.helpers import run
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = resolve("dsa-tiny")
+TRAINING = ROOT / "results" / "training" / "dsa-tiny.jsonl"
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
 QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
 NEEDLES = {"quokka-lantern": "4719386", "velvet-anvil": "8250147", "brisk-harbor": "6093582"}
@@ -70,6 +71,12 @@ def test_its_residuals_stay_small_enough_for_bfloat16():
     with torch.no_grad():
         output = TrainingForward(load_model("dsa-tiny", "float32"))(ids[None])
     assert 1 < float(output.residuals.max()) < 500
+
+
+def test_no_residual_of_its_training_reached_500():
+    events = [json.loads(line) for line in TRAINING.read_text(encoding="utf-8").splitlines()]
+    residuals = [event["residual"] for event in events if event["kind"] == "step"]
+    assert len(residuals) > 200 and max(residuals) < 500
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ def _by_torch(
     t, g, c = v.shape
     width = max(d, c)  # one width for q, k and v, or torch leaves its fused kernel
     if s == 1 and mask is None:  # one query: a group's heads are the rows of one small attention
-        one = F.pad(q, (0, width - d)).view(g, 1, h // g, width)
-        keys, values = (F.pad(x, (0, width - x.shape[-1])).transpose(0, 1).unsqueeze(1) for x in (k, v))
+        one = _widened(q, width).view(g, 1, h // g, width)
+        keys, values = (_widened(x, width).transpose(0, 1).unsqueeze(1) for x in (k, v))
         return F.scaled_dot_product_attention(one, keys, values, scale=scale)[..., :c].reshape(1, h, c)
     bias = torch.zeros(s, t, dtype=torch.float32, device=q.device)
     if mask is not None:
@@ -119,6 +119,11 @@ def _by_torch(
     values = F.pad(v, (0, width - c)).permute(1, 0, 2).unsqueeze(1).expand(g, h // g, t, width)
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias.to(q.dtype), scale=scale)
     return out[..., :c].permute(2, 0, 1, 3).reshape(s, h, c)
+
+
+def _widened(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Zeros behind the last axis up to `width`; x itself where none are missing, of which F.pad makes a copy."""
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
 
 
 def _head_by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias: torch.Tensor) -> torch.Tensor:

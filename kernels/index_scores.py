@@ -5,7 +5,7 @@ import torch
 from kernels.check import check_tensor
 from kernels.switch import takes_kernels
 
-ROWS, COLS = 128, 512  # a tile of [ROWS, h, COLS] dots stays in cache
+ROWS, COLS = 128, 512  # a tile of [ROWS, h, COLS] dots stays in cache; a query alone takes as many keys as fill one
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 
 
@@ -61,9 +61,10 @@ def index_scores(
         bottom = min(top + ROWS, s)
         queries = q[top:bottom].reshape(-1, d)
         weights = w[top:bottom].to(q.dtype).unsqueeze(1)  # [s, 1, h]
+        step = COLS if bottom - top > 1 else ROWS * COLS
         near, far = (min(int(n) + 1, t) for n in positions[top:bottom].aminmax())
-        for left in range(0, far, COLS):
-            right = min(left + COLS, far)
+        for left in range(0, far, step):
+            right = min(left + step, far)
             dots = (queries @ k[left:right].T).view(bottom - top, h, right - left).relu_()
             tile = torch.bmm(weights, dots).squeeze(1)
             out[top:bottom, left:right] = tile if k_scale is None else tile.float() * k_scale[left:right]

@@ -233,7 +233,8 @@ def _gathered(
         values = layout.values(rows).permute(0, 2, 1, 3)  # [b, g, k, c]
         queries = q[top : top + step].unflatten(1, (g, h // g))  # [b, g, m, d]
         scores = torch.matmul(queries, keys).float() * scale
-        scores.masked_fill_(~valid[:, None, None, :], float("-inf"))
+        if not complete:
+            scores.masked_fill_(~valid[:, None, None, :], float("-inf"))
         weights = torch.softmax(scores, -1) if complete else torch.softmax(scores, -1).nan_to_num_(0.0)
         out[top : top + step] = torch.matmul(weights.to(q.dtype), values).flatten(1, 2)
         if lse is not None:

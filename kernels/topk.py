@@ -1,7 +1,10 @@
 """Which k keys have the largest score: an exact, ordered choice, ties to the smaller index."""
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from kernels.check import check_tensor
 from kernels.switch import takes_kernels
@@ -42,18 +45,22 @@ def topk_mask(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tens
         mask = torch.zeros(s, t + 1, dtype=torch.bool, device=scores.device)  # the last column takes the -1
         ids = topk(scores, k, visible).long()
         return mask.scatter_(1, torch.where(ids < 0, t, ids), True)[:, :t]
-    seen = torch.arange(t, device=scores.device)[None, :] < visible[:, None]
+    cols = torch.arange(t, device=scores.device)[None, :]
     if t <= k or s == 0:
-        return seen
-    clean = torch.where(seen & ~scores.isnan(), scores, float("-inf")) + 0.0
+        return cols < visible[:, None]
+    clean = scores.nan_to_num(-math.inf, math.inf, -math.inf).add_(0.0)
+    known = min(max(int(visible.min()), 0), t)  # keys before it are seen by every row
+    future = cols[:, known:] >= visible[:, None]
+    clean[:, known:].masked_fill_(future, -math.inf)
     if clean.is_cuda:
         kth = clean.topk(k, 1).values[:, -1:]
     else:  # numpy's partition is several times faster than torch's on a CPU; the k-th value is the same number
         kth = torch.from_numpy(np.partition(clean.numpy(), t - k, axis=1)[:, t - k].copy())[:, None]
-    mask = (clean >= kth) & seen
-    excess = torch.nonzero(mask.sum(1) > k).flatten()
+    mask = clean >= kth
+    mask[:, known:].masked_fill_(future, False)
+    excess = torch.nonzero(mask.sum(1, dtype=torch.int32) > k).flatten()
     if len(excess):
-        above = (clean[excess] > kth[excess]) & seen[excess]
+        above = (clean[excess] > kth[excess]) & mask[excess]
         ties = mask[excess] & ~above
         room = k - above.sum(1, keepdim=True)
         mask[excess] = above | (ties & (ties.cumsum(1) <= room))
@@ -63,6 +70,9 @@ def topk_mask(scores: torch.Tensor, k: int, visible: torch.Tensor) -> torch.Tens
 def mask_to_ids(mask: torch.Tensor, k: int) -> torch.Tensor:
     """A mask [s, t] with at most k true in each row -> ids [s, k], int32, ascending, -1 last."""
     s = mask.shape[0]
+    if s == 1 and not mask.is_cuda:  # an answer's token: two calls in place of nine
+        chosen = mask[0].nonzero().to(torch.int32).view(1, -1)
+        return F.pad(chosen, (0, k - chosen.shape[1]), value=-1)
     counts = mask.sum(1)
     row, col = torch.nonzero(mask, as_tuple=True)
     slot = torch.arange(len(row), device=mask.device) - (counts.cumsum(0) - counts)[row]

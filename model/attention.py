@@ -63,6 +63,10 @@ class MLA(nn.Module):
         rows = self._cache_rows(x, tables)
         out = torch.zeros(x.shape[0], self.config.num_heads * self.config.v_dim, dtype=x.dtype, device=x.device)
         index: dict[IndexDtype, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        # both changes of basis once for all answers of a step: for a row alone they cost as much as its attention
+        answers = [segment for segment in segments if segment.decode]
+        absorbed = self.absorb(q) if answers else q
+        latents = q.new_zeros(*q.shape[:2], self.layout.latent_dim // self.layout.groups) if answers else q
         for segment in segments:
             cache = segment.cache.layers[self.layer]
             new = rows[segment.rows]
@@ -79,7 +83,14 @@ class MLA(nn.Module):
                 keys, queries, weights = index[dtype]
                 cache.index[segment.start : segment.stop] = keys[segment.rows]
                 segment.scorer = (queries[segment.rows], cache.index[: segment.stop], weights[segment.rows])
-            out[segment.rows] = self._attend(q[segment.rows], segment).flatten(1)
+            if segment.decode:
+                latents[segment.rows] = self._attend(absorbed[segment.rows], segment)
+            else:
+                out[segment.rows] = self._attend(q[segment.rows], segment).flatten(1)
+        if answers:
+            heads = self.up_project(latents).flatten(1)
+            for segment in answers:
+                out[segment.rows] = heads[segment.rows]
         projected: torch.Tensor = self.o_proj(out)
         return projected
 
@@ -120,7 +131,8 @@ class MLA(nn.Module):
         return torch.cat((latent, rotate(slices, *tables, interleaved=config.rope_interleaved).flatten(1)), -1)
 
     def _attend(self, q: torch.Tensor, segment: Segment) -> torch.Tensor:
-        """Rotated queries [s, h, nope + rope] of one segment -> head outputs [s, h, v]."""
+        """Rotated queries [s, h, nope + rope] of one segment -> head outputs [s, h, v]; of an answer's token, both in
+        the cache's basis: [1, h, c + rope] -> [1, h, c]."""
         kv = segment.cache.layers[self.layer].kv[: segment.stop]
         if segment.probe is not None:
             segment.probe.measure(self, q, kv, segment)
@@ -134,15 +146,16 @@ class MLA(nn.Module):
             )
         if segment.decode or self._gathers(attention.topk, segment.start):
             ids = mask_to_ids(segment.selection, attention.topk)
-            return self.up_project(sparse_mla(self.absorb(q), kv, ids, self.layout, self.config.softmax_scale))
+            queries = q if segment.decode else self.absorb(q)
+            read = sparse_mla(queries, kv, ids, self.layout, self.config.softmax_scale, check_ids=False)
+            return read if segment.decode else self.up_project(read)
         return self._read_all(q, kv, segment, segment.selection)
 
     def scores(self, selector: Selector, q: torch.Tensor, kv: torch.Tensor, segment: Segment) -> torch.Tensor:
         """What the indexer or the oracle thinks of every key, [s, t] float32, for queries at the segment's end."""
         if selector == "oracle":
-            return attention_mass(
-                self.absorb(q), self.layout.keys(kv), self.config.softmax_scale, segment.stop - q.shape[0]
-            )
+            queries = q if segment.decode else self.absorb(q)
+            return attention_mass(queries, self.layout.keys(kv), self.config.softmax_scale, segment.stop - q.shape[0])
         if segment.scorer is None:
             raise ModelError("selector indexer: this model has no trained indexer; use oracle, recency or random")
         return index_scores(*segment.scorer, segment.start)
@@ -165,9 +178,7 @@ class MLA(nn.Module):
             return dense_mla(q, self.layout.keys(kv), self.layout.values(kv), scale, start, mask)
         if segment.decode:
             rows = self.layout.keys(kv)  # the value is the row's latent: reading the whole row spares a copy
-            return self.up_project(
-                dense_mla(self.absorb(q), rows, rows, scale, start, mask)[..., : self.layout.latent_dim]
-            )
+            return dense_mla(q, rows, rows, scale, start, mask)[..., : self.layout.latent_dim]
         keys, values = self.expand(kv)
         return dense_mla(q, keys, values, scale, start, mask)
 

@@ -27,6 +27,7 @@ Plain = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # index queries [r, h, 
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 MEASURES = ("mass", "oracle_mass", "topk_recall", "output_error", "needle_coverage")
+CACHE_BYTES = 1 << 20  # of a tile on a CPU: what a core has close by
 COLUMNS = ("position", "phase", "layer", "selector", "k", "visible", *MEASURES)
 
 
@@ -224,8 +225,8 @@ class Probe:
 
 
 def together(logits: torch.Tensor) -> int:
-    """Sets of keys that are read in one go: on a GPU as many as fit a tile's memory, since launches cost more there."""
-    return max(1, attention_mass.TILE_BYTES // logits.nbytes) if logits.is_cuda else 1
+    """Sets of keys that are read in one go: as many as fit a tile's memory on a GPU, a core's cache on a CPU."""
+    return max(1, (attention_mass.TILE_BYTES if logits.is_cuda else CACHE_BYTES) // logits.nbytes)
 
 
 def _read(layers: Sequence["MLA"], probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,13 @@ The set is a mask here; `model.serving.choose` gives the same sets as ids as wel
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from kernels.topk import topk_mask
 from model.request import Attention, Selector
 
+LOW = 0xFFFFFFFF
 SINKS = 4  # first tokens that the recency selector always keeps
 
 
@@ -43,15 +45,27 @@ def recency_ids(k: int, positions: torch.Tensor) -> torch.Tensor:
 def random_scores(seed: int, layer: int, positions: torch.Tensor, num_keys: int) -> torch.Tensor:
     """A fair score for each (query, key), a function of seed, layer and positions alone, [s, num_keys].
 
-    24 random bits are exact in float32. Two xor-shift-multiply rounds, in int64 arithmetic.
+    24 random bits are exact in float32. Two xor-shift-multiply rounds modulo 2^32.
     """
-    rows = positions[:, None].long()
-    cols = torch.arange(num_keys, device=positions.device)[None, :]
-    x = (cols * 0x9E3779B1 + rows * 0x85EBCA77 + layer * 0xC2B2AE3D + seed * 0x27D4EB2F) & 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    rows = (positions.long() * 0x85EBCA77 + layer * 0xC2B2AE3D + seed * 0x27D4EB2F) & LOW
+    cols = (torch.arange(num_keys, device=positions.device) * 0x9E3779B1) & LOW
+    if positions.device.type == "cpu":
+        return _mixed_by_numpy(rows, cols)
+    x = (rows[:, None] + cols) & LOW
+    x = ((x ^ (x >> 16)) * 0x45D9F3B) & LOW
+    x = ((x ^ (x >> 16)) * 0x45D9F3B) & LOW
     x = x ^ (x >> 16)
     return (x >> 8).to(torch.float32)
+
+
+def _mixed_by_numpy(rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+    """The rounds of `random_scores` in uint32, which torch has no sums of: four times as fast on a CPU."""
+    x = rows.numpy().astype(np.uint32)[:, None] + cols.numpy().astype(np.uint32)
+    for _ in range(2):
+        x ^= x >> 16
+        x *= 0x45D9F3B
+    x ^= x >> 16
+    return torch.from_numpy((x >> 8).astype(np.float32))
 
 
 def select(

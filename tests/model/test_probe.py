@@ -326,6 +326,18 @@ def test_sampled_positions_follow_the_seed_and_the_length_only():
     assert sampled_positions(probes, 7) == list(range(7))
 
 
+def test_random_scores_are_two_rounds_of_a_32_bit_mix():
+    def mixed(x):
+        for _ in range(2):
+            x = ((x ^ (x >> 16)) * 0x45D9F3B) % 2**32
+        return (x ^ (x >> 16)) >> 8
+
+    found = random_scores(7, 3, torch.tensor([0, 41, 131071]), 50)
+    for row, position in zip(found.tolist(), (0, 41, 131071), strict=True):
+        seeds = (c * 0x9E3779B1 + position * 0x85EBCA77 + 3 * 0xC2B2AE3D + 7 * 0x27D4EB2F for c in range(50))
+        assert row == [mixed(seed % 2**32) for seed in seeds]
+
+
 def test_random_choices_are_fair():
     """Each of 400 keys is as likely as any other, over queries, layers and seeds."""
     counts = torch.zeros(400)

@@ -165,7 +165,7 @@ def test_probed_rows_are_known_without_asking_the_device():
 
 
 def test_the_arithmetic_is_named_by_engine_and_device_and_by_the_forced_torch_forms(monkeypatch):
-    assert (NUMERICS, numerics("cpu"), numerics("cuda")) == ("cpu-2", "cpu-paged-1", "cuda-paged-6")
+    assert (NUMERICS, numerics("cpu"), numerics("cuda")) == ("cpu-3", "cpu-paged-1", "cuda-paged-6")
     monkeypatch.setattr(switch, "FORCE_TORCH", True)
     assert (numerics("cpu"), numerics("cuda")) == ("cpu-paged-1", "cuda-paged-6-torch")
 

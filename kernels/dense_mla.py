@@ -49,8 +49,8 @@ def dense_mla(
         backend: "auto" takes what `choose_prefill` says. "hopper" is for an H100, bfloat16 and widths of 192 and 128.
 
     Returns:
-        [s, h, c] in q's dtype. Peak memory: on a CPU a few float32 [s, t] and one head's keys beside the inputs, on a
-        GPU two results, under a mask hopper also takes a bit a (query, key) pair.
+        [s, h, c] in q's dtype. Peak memory: on a CPU a few float32 [s, t] and one head's keys beside the inputs (with
+        AMX a copy of the values), on a GPU two results, under a mask hopper also takes a bit a (query, key) pair.
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit.

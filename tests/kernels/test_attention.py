@@ -24,9 +24,13 @@ def test_dense_attention_matches_the_reference(queries, keys, heads, groups, dim
     torch.testing.assert_close(dense_mla(q, k, v, 0.3, start), dense_mla_reference(q, k, v, 0.3, start), **CLOSE)
 
 
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("queries, keys", [(7, 63), (64, 300)])
 @pytest.mark.parametrize("groups, masked", [(1, False), (2, True), (4, True)])
-def test_dense_attention_in_bfloat16_rounds_probabilities_and_results_alone(queries, keys, groups, masked):
+def test_dense_attention_in_bfloat16_rounds_probabilities_and_results_alone(
+    queries, keys, groups, masked, amx, monkeypatch
+):
+    monkeypatch.setattr("kernels.dense_mla.has_amx", lambda: amx)  # whatever this CPU has: both forms run anywhere
     q, k, v = (torch.randn(n, g, 32).bfloat16() for n, g in ((queries, 4), (keys, groups), (keys, groups)))
     mask = torch.rand(queries, keys) < 0.3
     mask[:, 0] = True
@@ -35,6 +39,16 @@ def test_dense_attention_in_bfloat16_rounds_probabilities_and_results_alone(quer
     before = torch.backends.mkldnn.matmul.fp32_precision
     assert float((dense_mla(*asked).float() - expected).norm() / expected.norm()) <= 4e-3
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_queries_whose_first_thousand_keys_are_all_masked_read_the_others(amx, monkeypatch):
+    monkeypatch.setattr("kernels.dense_mla.has_amx", lambda: amx)
+    q, k, v = (torch.randn(n, 4, 32).bfloat16() for n in (40, 1200, 1200))
+    mask = torch.zeros(40, 1200, dtype=torch.bool)
+    mask[:, 1100:1150] = True
+    expected = dense_mla_reference(q, k, v, 0.3, 1160, mask)
+    assert float((dense_mla(q, k, v, 0.3, 1160, mask).float() - expected).norm() / expected.norm()) <= 4e-3
 
 
 def test_dense_attention_under_a_mask_matches_the_reference():

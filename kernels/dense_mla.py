@@ -123,8 +123,9 @@ def _by_torch(
 
 
 def _widened(x: torch.Tensor, width: int) -> torch.Tensor:
-    """Zeros behind the last axis up to `width`; x itself where none are missing, of which F.pad makes a copy."""
-    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
+    """Zeros behind the last axis up to `width`. Where none are missing F.pad makes a copy: on a GPU its attention wants
+    packed rows, on a CPU it would only cost."""
+    return F.pad(x, (0, width - x.shape[-1])) if x.is_cuda or x.shape[-1] < width else x
 
 
 @functools.cache
